@@ -1,0 +1,20 @@
+"""Bidirectional soft alignment: the operator and its backends."""
+
+if __name__ != "coalign.kernels":
+    raise ImportError(
+        f"this package was imported as {__name__!r}; import it as coalign.kernels "
+        "(python was probably started in the project's own folder, on whose path it lies as a plain folder)"
+    )
+
+from .api import SoftAlignment, SoftAlignmentWithLse, explain, soft_align, soft_align_packed
+from .dispatch import BACKENDS, BackendUnavailable
+
+__all__ = [
+    "BACKENDS",
+    "BackendUnavailable",
+    "SoftAlignment",
+    "SoftAlignmentWithLse",
+    "explain",
+    "soft_align",
+    "soft_align_packed",
+]

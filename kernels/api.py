@@ -1,0 +1,306 @@
+"""The operator as users call it. Reads top to bottom as the specification."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from . import dispatch, ops
+from .problem import Problem, Side
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class SoftAlignment(NamedTuple):
+    """beta (*batch, m, d_b): b aligned to each a_i. alpha (*batch, n, d_a): a aligned to each b_j."""
+
+    beta: Tensor
+    alpha: Tensor
+
+
+class SoftAlignmentWithLse(NamedTuple):
+    """A SoftAlignment with its log-sum-exps: lse_a (*batch, m) over j, lse_b (*batch, n) over i."""
+
+    beta: Tensor
+    alpha: Tensor
+    lse_a: Tensor
+    lse_b: Tensor
+
+
+# fmt: off
+@overload
+def soft_align(
+    f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, *,
+    mask_a: Tensor | None = None, mask_b: Tensor | None = None,
+    lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
+    scale: float = 1.0, bias: Tensor | None = None,
+    return_lse: Literal[False] = False, backend: str | None = None,
+) -> SoftAlignment: ...
+@overload
+def soft_align(
+    f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, *,
+    mask_a: Tensor | None = None, mask_b: Tensor | None = None,
+    lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
+    scale: float = 1.0, bias: Tensor | None = None,
+    return_lse: Literal[True], backend: str | None = None,
+) -> SoftAlignmentWithLse: ...
+def soft_align(
+    f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, *,
+    mask_a: Tensor | None = None, mask_b: Tensor | None = None,
+    lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
+    scale: float = 1.0, bias: Tensor | None = None,
+    return_lse: bool = False, backend: str | None = None,
+) -> SoftAlignment | SoftAlignmentWithLse:
+    # fmt: on
+    """Align two sequences softly, both ways, from one score matrix.
+
+        e_ij  = scale * f_a_i · f_b_j + bias_ij
+        β_i   = Σ_j softmax_j(e_i·)_j b_j         lse_a_i = log Σ_j exp e_ij
+        α_j   = Σ_i softmax_i(e_·j)_i a_i         lse_b_j = log Σ_i exp e_ij
+
+    Parikh et al. 2016, "A Decomposable Attention Model for Natural Language Inference", section 3.1,
+    equations 1 and 2.
+
+    Args:
+        f_a: (*batch, m, h), f_b: (*batch, n, h): what the scores are made of. Any leading batch dimensions
+            (attention heads are one of them), the same for all four tensors; m or n may be 0; any strides.
+        a: (*batch, m, d_a), b: (*batch, n, d_b): the values. h, d_a and d_b are independent, at least 1.
+            All four are alike in device and dtype: float32, bfloat16, float16 (both with scores, softmax and
+            sums in float32) or float64. Under autocast they are cast as torch's own attention casts them.
+        mask_a: (*batch, m) bool, mask_b: (*batch, n) bool; True is a token. Batch dimensions broadcast.
+        lengths_a, lengths_b: (*batch,) integers: the first so many rows are tokens. A side takes a mask or
+            lengths, not both; lengths let kernels skip work. Values are checked on the CPU; on a GPU, where
+            looking would stall the stream, they are clamped to 0..m.
+        scale: a factor on the scores; must be finite.
+        bias: broadcastable to (*batch, m, n), in the operands' dtype or float32: added to the scores, with a
+            gradient. -inf forbids a pairing.
+        return_lse: also return the two log-sum-exps (natural logarithm; float32, or float64 for float64).
+        backend: "triton" or "reference"; None takes the first that can, as `explain` tells. A named backend never falls back.
+
+    Returns:
+        SoftAlignment(beta, alpha), or SoftAlignmentWithLse(beta, alpha, lse_a, lse_b). The rows of padding are
+        0, and so are rows to which nothing can be aligned; their LSE is -inf. Whatever padding holds, NaN
+        included, reaches neither outputs nor gradients, and padding's gradients are 0. The same inputs give the
+        same bits. Gradients flow from all outputs; a second derivative goes through the reference.
+
+    Raises:
+        TypeError: an argument is no tensor, or its dtype or device is not what it must be.
+        ValueError: a shape, a length or a name does not fit; both mask and lengths were given.
+        BackendUnavailable: the backend named can't serve this call; the message says why.
+    """
+    a_side, b_side, bias = _padded(f_a, f_b, a, b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
+    found = ops.align(_fold(a_side), _fold(b_side), _fold_bias(bias), float(scale), backend)
+    batch = f_a.shape[:-2]
+    if len(batch) not in (1, 2):
+        found = found._make(t.reshape(*batch, *t.shape[k:]) for t, k in zip(found, (-2, -2, -1, -1), strict=True))
+    return SoftAlignmentWithLse(*found) if return_lse else SoftAlignment(found.beta, found.alpha)
+
+
+# fmt: off
+@overload
+def soft_align_packed(
+    f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor,
+    offsets_a: Tensor, offsets_b: Tensor, max_length_a: int, max_length_b: int, *,
+    scale: float = 1.0, return_lse: Literal[False] = False, backend: str | None = None,
+) -> SoftAlignment: ...
+@overload
+def soft_align_packed(
+    f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor,
+    offsets_a: Tensor, offsets_b: Tensor, max_length_a: int, max_length_b: int, *,
+    scale: float = 1.0, return_lse: Literal[True], backend: str | None = None,
+) -> SoftAlignmentWithLse: ...
+def soft_align_packed(
+    f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor,
+    offsets_a: Tensor, offsets_b: Tensor, max_length_a: int, max_length_b: int, *,
+    scale: float = 1.0, return_lse: bool = False, backend: str | None = None,
+) -> SoftAlignment | SoftAlignmentWithLse:
+    # fmt: on
+    """`soft_align` of many pairs whose tokens lie one after another, with no padding.
+
+    Pair p aligns rows offsets_a[p] to offsets_a[p + 1] of side a with rows offsets_b[p] to offsets_b[p + 1] of
+    side b: the layout of torch.nested's jagged tensors and of FlashAttention's cu_seqlens.
+
+    Args:
+        f_a: (total_a, h), f_b: (total_b, h), a: (total_a, d_a), b: (total_b, d_b), as in `soft_align`.
+        offsets_a, offsets_b: (pairs + 1,) int32, on the operands' device: from 0, never falling, up to the
+            total. Pairs may be empty on either side.
+        max_length_a, max_length_b: the rows of the longest pair, or more. A kernel picks its tiles by them.
+            Offsets and lengths are held against each other on the CPU only; a GPU is not asked, and there a
+            max_length that is too small leaves rows unwritten.
+        scale, return_lse, backend: as in `soft_align`.
+
+    Returns:
+        beta (total_a, d_b) and alpha (total_b, d_a), and with return_lse lse_a (total_a,) and lse_b (total_b,).
+
+    Raises:
+        TypeError, ValueError, BackendUnavailable: as in `soft_align`.
+    """
+    _check_operands(f_a, f_b, a, b, packed=True)
+    _check_scale(scale)
+    for letter, offsets, length in (("a", offsets_a, max_length_a), ("b", offsets_b, max_length_b)):
+        _check_tensor(f"offsets_{letter}", offsets, f_a)
+        if offsets.dtype != torch.int32:
+            raise TypeError(f"offsets_{letter} must be int32, not {offsets.dtype}; use offsets.int()")
+        if offsets.ndim != 1 or offsets.shape[0] < 1:
+            raise ValueError(f"offsets_{letter} must be (pairs + 1,), not {tuple(offsets.shape)}")
+        if not isinstance(length, (int, torch.SymInt)) or isinstance(length, bool):
+            raise TypeError(f"max_length_{letter} must be an int, not {type(length).__name__}")
+        if length < 0:
+            raise ValueError(f"max_length_{letter} must be 0 or more, not {length}")
+    if offsets_a.shape != offsets_b.shape:
+        raise ValueError(
+            "offsets_a and offsets_b must describe the same number of pairs; they have "
+            f"{offsets_a.shape[0]} and {offsets_b.shape[0]} entries"
+        )
+    f_a, f_b, a, b = _autocast(f_a, f_b, a, b)
+    found = ops.align(
+        Side(f_a, a, offsets_a, max_length_a), Side(f_b, b, offsets_b, max_length_b), None, float(scale), backend
+    )
+    return SoftAlignmentWithLse(*found) if return_lse else SoftAlignment(found.beta, found.alpha)
+
+
+# fmt: off
+def explain(
+    f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, *,
+    mask_a: Tensor | None = None, mask_b: Tensor | None = None,
+    lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
+    scale: float = 1.0, bias: Tensor | None = None,
+    return_lse: bool = False, backend: str | None = None,
+) -> str:
+    # fmt: on
+    """Say which backend would serve `soft_align` with these arguments, and why the others would not.
+
+    Returns:
+        A table as text, a line a backend; where an operand requires grad, a second one for the backward pass.
+    """
+    a_side, b_side, bias = _padded(f_a, f_b, a, b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
+    passes = (False, True) if any(t.requires_grad for t in (f_a, f_b, a, b)) else (False,)
+    return "\n".join(dispatch.explain(Problem.of(a_side, b_side, bias, backward), backend) for backward in passes)
+
+
+# fmt: off
+def _padded(
+    f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor,
+    mask_a: Tensor | None, mask_b: Tensor | None,
+    lengths_a: Tensor | None, lengths_b: Tensor | None,
+    scale: float, bias: Tensor | None,
+) -> tuple[Side, Side, Tensor | None]:
+    # fmt: on
+    """Check every argument of `soft_align`, and expand what broadcasts."""
+    _check_operands(f_a, f_b, a, b, packed=False)
+    _check_scale(scale)
+    extent_a = _extent("a", f_a, mask_a, lengths_a)
+    extent_b = _extent("b", f_b, mask_b, lengths_b)
+    if bias is not None:
+        _check_tensor("bias", bias, f_a)
+        if bias.dtype not in (f_a.dtype, torch.float32):
+            raise TypeError(f"bias must be {f_a.dtype}, like f_a, or torch.float32, not {bias.dtype}")
+        bias = _expand("bias", bias, (*f_a.shape[:-1], f_b.shape[-2]), "(*batch, m, n)")
+    f_a, f_b, a, b = _autocast(f_a, f_b, a, b)
+    return Side(f_a, a, extent_a, f_a.shape[-2]), Side(f_b, b, extent_b, f_b.shape[-2]), bias
+
+
+def _check_operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> None:
+    for name, t in (("f_a", f_a), ("f_b", f_b), ("a", a), ("b", b)):
+        _check_tensor(name, t, f_a)
+        if t.dtype not in DTYPES:
+            raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, not {t.dtype}")
+        if t.dtype != f_a.dtype:
+            raise TypeError(f"{name} must be {f_a.dtype}, like f_a, not {t.dtype}; cast them alike")
+        if packed and t.ndim != 2:
+            raise ValueError(f"{name} must be (total, width) when packed, not {tuple(t.shape)}")
+        if t.ndim < 2:
+            raise ValueError(f"{name} must be (*batch, length, width), not {tuple(t.shape)}")
+        if t.shape[-1] < 1:
+            raise ValueError(f"{name} must be at least 1 wide, but its shape is {tuple(t.shape)}")
+    if f_a.shape[-1] != f_b.shape[-1]:
+        raise ValueError(
+            f"f_a and f_b must be equally wide to be multiplied; they are {tuple(f_a.shape)} and {tuple(f_b.shape)}"
+        )
+    for values, x, features, f in (("a", a, "f_a", f_a), ("b", b, "f_b", f_b)):
+        if x.shape[:-1] != f.shape[:-1]:
+            raise ValueError(
+                f"{values} must have {features}'s shape but for the last dimension; "
+                f"they are {tuple(x.shape)} and {tuple(f.shape)}"
+            )
+    if f_a.shape[:-2] != f_b.shape[:-2]:
+        raise ValueError(
+            f"f_a and f_b must have the same batch dimensions; they are {tuple(f_a.shape)} and {tuple(f_b.shape)}"
+        )
+
+
+def _check_tensor(name: str, value: object, like: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, not {value.layout}")
+    if value.device != like.device:
+        raise TypeError(f"{name} must be on {like.device}, like f_a, not on {value.device}")
+
+
+def _check_scale(scale: float) -> None:
+    if isinstance(scale, Tensor) or not isinstance(scale, (int, float)):
+        raise TypeError(f"scale must be a number, not {type(scale).__name__}")
+    if not -float("inf") < scale < float("inf"):
+        raise ValueError(f"scale must be finite, not {scale}")
+
+
+def _extent(letter: str, f: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:
+    """What says which rows of a padded side are tokens, checked and expanded."""
+    if mask is not None and lengths is not None:
+        raise ValueError(f"give mask_{letter} or lengths_{letter}, not both")
+    if mask is not None:
+        _check_tensor(f"mask_{letter}", mask, f)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask_{letter} must be bool, True for a token, not {mask.dtype}; try mask != 0")
+        return _expand(f"mask_{letter}", mask, f.shape[:-1], f"f_{letter}'s shape but the last dimension")
+    if lengths is not None:
+        _check_tensor(f"lengths_{letter}", lengths, f)
+        if lengths.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"lengths_{letter} must be int32 or int64, not {lengths.dtype}")
+        return _expand(f"lengths_{letter}", lengths, f.shape[:-2], f"f_{letter}'s batch dimensions")
+    return None
+
+
+def _expand(name: str, t: Tensor, shape: tuple[int, ...], meaning: str) -> Tensor:
+    if t.shape == torch.Size(shape):
+        return t
+    fits = t.ndim <= len(shape) and all(
+        have in (1, want) for have, want in zip(t.shape[::-1], shape[::-1], strict=False)
+    )
+    if not fits:
+        raise ValueError(f"{name} must broadcast to {tuple(shape)}, {meaning}; it is {tuple(t.shape)}")
+    return t.expand(shape)
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The operands as autocast would have them: float64 is left alone, as torch's own attention leaves it."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind) or tensors[0].dtype == torch.float64:
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(t.to(dtype) for t in tensors)
+
+
+def _fold(side: Side) -> Side:
+    """The side with one or two batch dimensions: what operators and backends take."""
+    if side.f.ndim in (3, 4):
+        return side
+    extent = side.extent
+    if extent is not None:
+        extent = _fold_batch(extent, 1 if extent.dtype == torch.bool else 0)
+    return Side(_fold_batch(side.f, 2), _fold_batch(side.x, 2), extent, side.length)
+
+
+def _fold_bias(bias: Tensor | None) -> Tensor | None:
+    return bias if bias is None or bias.ndim in (3, 4) else _fold_batch(bias, 2)
+
+
+def _fold_batch(t: Tensor, kept: int) -> Tensor:
+    """No batch dimension becomes one; more than two become two, the last one (heads) kept apart."""
+    batch = t.ndim - kept
+    if batch == 0:
+        return t.unsqueeze(0)
+    return t.flatten(0, batch - 2)

@@ -1,0 +1,101 @@
+"""Which backend serves a call.
+
+A backend is a module with four names:
+
+    name                                    what users write in backend= and COALIGN_BACKEND
+    unsupported(problem) -> list[str]       why it can't serve; empty when it can
+    forward(a, b, bias, scale)              -> Alignment
+    backward(a, b, bias, scale, saved, grads, bias_grad) -> OperandGrads
+
+`BACKENDS` lists them fastest first; the first without a reason against it serves. The log-sum-exps mean the
+same in every backend, so one may serve the forward pass and another the backward pass. A backend that was
+asked for by name never falls back, and no exception is swallowed on the way.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Protocol
+
+from torch import Tensor
+
+from .problem import Alignment, AlignmentGrads, OperandGrads, Problem, Side
+
+BACKENDS = ("triton", "reference")
+
+
+class Backend(Protocol):
+    name: str
+
+    def unsupported(self, problem: Problem) -> list[str]: ...
+
+    def forward(self, a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment: ...
+
+    def backward(
+        self,
+        a: Side,
+        b: Side,
+        bias: Tensor | None,
+        scale: float,
+        saved: Alignment,
+        grads: AlignmentGrads,
+        bias_grad: bool,
+    ) -> OperandGrads: ...
+
+
+class BackendUnavailable(RuntimeError):
+    """The backend that was asked for by name can't serve this call; the message says why."""
+
+
+def backend(name: str) -> Backend:
+    """The backend module of that name, imported when first asked for."""
+    return importlib.import_module(f".{name}", __package__)  # type: ignore[return-value]
+
+
+def requested(name: str | None) -> str | None:
+    """The name that the caller or COALIGN_BACKEND gave, checked; None leaves the choice to dispatch."""
+    source = "backend="
+    if name is None:
+        name, source = os.environ.get("COALIGN_BACKEND") or None, "COALIGN_BACKEND="
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"{source}{name!r} is no backend; choose from {', '.join(map(repr, BACKENDS))}")
+    return name
+
+
+def choose(problem: Problem, name: str | None = None) -> Backend:
+    """The backend that serves the problem.
+
+    Raises BackendUnavailable when one was asked for by name, here or in COALIGN_BACKEND, and can't.
+    """
+    name = requested(name)
+    if name is not None:
+        chosen = backend(name)
+        if reasons := chosen.unsupported(problem):
+            raise BackendUnavailable(
+                f"backend {name!r} can't serve this call ({problem}): {'; '.join(reasons)}. "
+                "Leave backend=None to let coalign choose."
+            )
+        return chosen
+    for candidate in map(backend, BACKENDS):
+        if not candidate.unsupported(problem):
+            return candidate
+    raise AssertionError("the reference serves every call")
+
+
+def explain(problem: Problem, name: str | None = None) -> str:
+    """One line a backend, in order: what serves the problem, and why the others don't."""
+    name = requested(name)
+    lines = [str(problem)]
+    served = False
+    for candidate in map(backend, BACKENDS):
+        reasons = candidate.unsupported(problem)
+        if name is not None and candidate.name != name:
+            verdict = f"not asked for ({name!r} was named)"
+        elif reasons:
+            verdict = "no: " + "; ".join(reasons)
+        else:
+            verdict = "could serve" if served else "serves"
+            served = True
+        lines.append(f"  {candidate.name:<10} {verdict}")
+    return "\n".join(lines)

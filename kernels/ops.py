@@ -1,0 +1,191 @@
+"""The operator as PyTorch sees it: two torch.library operators and the gradient that joins them.
+
+`coalign::soft_align` and `coalign::soft_align_backward` hide everything a backend does from tracers: a
+compiled or exported graph holds one node a pass, and the backend is chosen when that node runs. An operand's
+`extent` says which rows are tokens (see `Side`).
+
+The gradient is an autograd.Function around the plain operators and not torch.library's register_autograd,
+because a call through it costs the caller a quarter of the time: see CONTRIBUTING.md. Calling the plain
+operators on tensors that require grad therefore records no gradient; `soft_align` is the way in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dispatch, reference
+from .problem import Alignment, AlignmentGrads, OperandGrads, Problem, Side
+
+_OPERANDS = (
+    "Tensor f_a, Tensor f_b, Tensor a, Tensor b, Tensor? extent_a, Tensor? extent_b, Tensor? bias, "
+    "SymInt length_a, SymInt length_b, float scale, str? backend"
+)
+_library = torch.library.Library("coalign", "DEF")
+_library.define(
+    f"soft_align({_OPERANDS}) -> (Tensor beta, Tensor alpha, Tensor lse_a, Tensor lse_b)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    f"soft_align_backward({_OPERANDS}, Tensor beta, Tensor alpha, Tensor lse_a, Tensor lse_b, "
+    "Tensor grad_beta, Tensor grad_alpha, Tensor? grad_lse_a, Tensor? grad_lse_b, bool bias_grad) "
+    "-> (Tensor grad_f_a, Tensor grad_f_b, Tensor grad_a, Tensor grad_b, Tensor grad_bias)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def align(a: Side, b: Side, bias: Tensor | None = None, scale: float = 1.0, backend: str | None = None) -> Alignment:
+    """Align two checked sides; with a gradient where one is needed.
+
+    Sides are 3-d or 4-d when padded and 2-d when packed; bias is None or (*batch, m, n).
+    """
+    operands = (a.f, b.f, a.x, b.x, a.extent, b.extent, bias, a.length, b.length, scale, backend)
+    tensors = (a.f, b.f, a.x, b.x) if bias is None else (a.f, b.f, a.x, b.x, bias)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return Alignment(*_SoftAlign.apply(*operands))
+    return Alignment(*torch.ops.coalign.soft_align.default(*operands))
+
+
+class _SoftAlign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *operands: Any) -> tuple[Tensor, ...]:
+        outputs = torch.ops.coalign.soft_align.default(*operands)
+        ctx.save_for_backward(*operands[:7], *outputs)
+        ctx.rest = operands[7:]
+        ctx.set_materialize_grads(False)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        operands = (*ctx.saved_tensors[:7], *ctx.rest)
+        outputs = ctx.saved_tensors[7:]
+        if all(g is None for g in grads):
+            return (None,) * len(operands)
+        dbeta, dalpha, dlse_a, dlse_b = grads
+        dbeta = torch.zeros_like(outputs[0]) if dbeta is None else dbeta
+        dalpha = torch.zeros_like(outputs[1]) if dalpha is None else dalpha
+        if torch.is_grad_enabled():  # create_graph=True: the gradient needs a gradient of its own
+            return _differentiable_backward(operands, (dbeta, dalpha, dlse_a, dlse_b), ctx.needs_input_grad)
+        bias_grad = operands[6] is not None and ctx.needs_input_grad[6]
+        df_a, df_b, da, db, dbias = torch.ops.coalign.soft_align_backward.default(
+            *operands, *outputs, dbeta, dalpha, dlse_a, dlse_b, bias_grad
+        )
+        return df_a, df_b, da, db, None, None, (dbias if bias_grad else None), None, None, None, None
+
+
+def _differentiable_backward(
+    operands: tuple[Any, ...], grads: tuple[Tensor | None, ...], needed: tuple[bool, ...]
+) -> tuple[Any, ...]:
+    """The same gradient through the reference, which PyTorch can differentiate again."""
+    a, b, bias, scale, _ = _sides(*operands)
+    outputs = reference.forward(a, b, bias, scale)
+    inputs = [t for t, n in zip(operands, needed, strict=True) if n]
+    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
+    found = iter(
+        torch.autograd.grad([o for o, _ in pairs], inputs, [g for _, g in pairs], create_graph=True, allow_unused=True)
+    )
+    return tuple(next(found) if n else None for n in needed)
+
+
+def _sides(
+    f_a: Tensor,
+    f_b: Tensor,
+    a: Tensor,
+    b: Tensor,
+    extent_a: Tensor | None,
+    extent_b: Tensor | None,
+    bias: Tensor | None,
+    length_a: int,
+    length_b: int,
+    scale: float,
+    backend: str | None,
+) -> tuple[Side, Side, Tensor | None, float, str | None]:
+    """The operators' flat operands as sides: the one place that knows their order."""
+    return Side(f_a, a, extent_a, length_a), Side(f_b, b, extent_b, length_b), bias, scale, backend
+
+
+def _soft_align(*operands: Any) -> tuple[Tensor, ...]:
+    a, b, bias, scale, name = _sides(*operands)
+    _check_extents(a, b)
+    backend = dispatch.choose(Problem.of(a, b, bias), name)
+    if _nothing_to_align(a, b):
+        beta, alpha, lse_a, lse_b = _empty_alignment(a, b)
+        return beta.zero_(), alpha.zero_(), lse_a.fill_(-torch.inf), lse_b.fill_(-torch.inf)
+    return tuple(backend.forward(a, b, bias, scale))
+
+
+def _soft_align_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    a, b, bias, scale, name = _sides(*arguments[:11])
+    saved, grads, bias_grad = Alignment(*arguments[11:15]), AlignmentGrads(*arguments[15:19]), arguments[19]
+    backend = dispatch.choose(Problem.of(a, b, bias, backward=True), name)
+    if _nothing_to_align(a, b):
+        return tuple(t.zero_() for t in _empty_operand_grads(a, b, bias, bias_grad))
+    found: OperandGrads = backend.backward(a, b, bias, scale, saved, grads, bias_grad)
+    dbias = a.f.new_empty(0) if found.bias is None else found.bias
+    return found.f_a, found.f_b, found.a, found.b, dbias
+
+
+def _fake_soft_align(*operands: Any) -> tuple[Tensor, ...]:
+    a, b, *_ = _sides(*operands)
+    return _empty_alignment(a, b)
+
+
+def _fake_soft_align_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    a, b, bias, *_ = _sides(*arguments[:11])
+    return _empty_operand_grads(a, b, bias, arguments[19])
+
+
+def _empty_alignment(a: Side, b: Side) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    lse_dtype = torch.float64 if a.f.dtype == torch.float64 else torch.float32
+    return (
+        a.x.new_empty(*a.f.shape[:-1], b.x.shape[-1]),
+        b.x.new_empty(*b.f.shape[:-1], a.x.shape[-1]),
+        a.f.new_empty(a.f.shape[:-1], dtype=lse_dtype),
+        b.f.new_empty(b.f.shape[:-1], dtype=lse_dtype),
+    )
+
+
+def _empty_operand_grads(a: Side, b: Side, bias: Tensor | None, bias_grad: bool) -> tuple[Tensor, ...]:
+    dbias = a.f.new_empty(0) if bias is None or not bias_grad else bias.new_empty(bias.shape)
+    return *(t.new_empty(t.shape) for t in (a.f, b.f, a.x, b.x)), dbias
+
+
+def _nothing_to_align(a: Side, b: Side) -> bool:
+    return a.f.numel() == 0 or b.f.numel() == 0
+
+
+def _check_extents(a: Side, b: Side) -> None:
+    """Hold the values of lengths and offsets against the shapes, where looking costs no synchronisation."""
+    for letter, side in (("a", a), ("b", b)):
+        extent = side.extent
+        if extent is None or side.kind == "mask" or extent.device.type != "cpu" or extent.numel() == 0:
+            continue
+        if side.kind == "lengths":
+            least, most = (int(v) for v in extent.aminmax())
+            if least < 0 or most > side.length:
+                raise ValueError(
+                    f"lengths_{letter} must lie between 0 and {side.length}, the rows of f_{letter}; "
+                    f"found {least if least < 0 else most}"
+                )
+            continue
+        lengths = extent.diff()
+        total = side.f.shape[0]
+        if int(extent[0]) != 0 or int(extent[-1]) != total or (lengths < 0).any():
+            raise ValueError(
+                f"offsets_{letter} must start at 0, never fall, and end at {total}, the rows of f_{letter}; "
+                f"found a start of {int(extent[0])}, an end of {int(extent[-1])} and a smallest step of "
+                f"{int(lengths.min()) if lengths.numel() else 0}"
+            )
+        if lengths.numel() and int(lengths.max()) > side.length:
+            raise ValueError(
+                f"max_length_{letter} is {side.length}, but the longest pair has {int(lengths.max())} rows; "
+                "give the longest length or more"
+            )
+
+
+_library.impl("soft_align", _soft_align, "CompositeExplicitAutograd")
+_library.impl("soft_align_backward", _soft_align_backward, "CompositeExplicitAutograd")
+torch.library.register_fake("coalign::soft_align", _fake_soft_align, lib=_library)
+torch.library.register_fake("coalign::soft_align_backward", _fake_soft_align_backward, lib=_library)

@@ -1,0 +1,122 @@
+"""What a call is: the two sides as operands, and the description that backends decide from.
+
+The operator is symmetric. Swap the two sides and transpose the bias, and α becomes β. So everything below
+the public functions speaks of two `Side`s, never of eight loose tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Extent = Literal["full", "mask", "lengths", "offsets"]
+
+
+class Side(NamedTuple):
+    """One of the two sequences of every pair.
+
+    f: (*batch, rows, h), or (total, h) when packed: what the scores are made of.
+    x: (*batch, rows, d), or (total, d): the values that the other side receives.
+    extent: which rows are tokens: None (all), bool (*batch, rows), integers (*batch,) or, packed,
+        integer offsets (pairs + 1,).
+    length: rows per pair; when packed, the rows of the longest pair.
+    """
+
+    f: Tensor
+    x: Tensor
+    extent: Tensor | None
+    length: int
+
+    @property
+    def kind(self) -> Extent:
+        if self.extent is None:
+            return "full"
+        if self.extent.dtype == torch.bool:
+            return "mask"
+        return "offsets" if self.f.ndim == 2 else "lengths"
+
+    @property
+    def pairs(self) -> int:
+        if self.kind == "offsets":
+            assert self.extent is not None
+            return self.extent.shape[0] - 1
+        return self.f.shape[:-2].numel()
+
+
+class Alignment(NamedTuple):
+    """What a forward pass gives: beta like f_a's rows, d_b wide; alpha like f_b's rows, d_a wide; LSEs."""
+
+    beta: Tensor
+    alpha: Tensor
+    lse_a: Tensor
+    lse_b: Tensor
+
+
+class AlignmentGrads(NamedTuple):
+    """Gradients that arrive: for beta and alpha always, for the LSEs where they were used."""
+
+    beta: Tensor
+    alpha: Tensor
+    lse_a: Tensor | None
+    lse_b: Tensor | None
+
+
+class OperandGrads(NamedTuple):
+    """Gradients that leave. bias: (*batch, m, n) where it was asked for."""
+
+    f_a: Tensor
+    f_b: Tensor
+    a: Tensor
+    b: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A call without its data: all that dispatch and `unsupported` look at."""
+
+    device: torch.device
+    dtype: torch.dtype
+    pairs: int
+    length_a: int
+    length_b: int
+    width: int
+    width_a: int
+    width_b: int
+    extent_a: Extent
+    extent_b: Extent
+    bias: bool
+    backward: bool
+
+    @classmethod
+    def of(cls, a: Side, b: Side, bias: Tensor | None, backward: bool = False) -> Problem:
+        return cls(
+            device=a.f.device,
+            dtype=a.f.dtype,
+            pairs=a.pairs,
+            length_a=a.length,
+            length_b=b.length,
+            width=a.f.shape[-1],
+            width_a=a.x.shape[-1],
+            width_b=b.x.shape[-1],
+            extent_a=a.kind,
+            extent_b=b.kind,
+            bias=bias is not None,
+            backward=backward,
+        )
+
+    @property
+    def packed(self) -> bool:
+        return self.extent_a == "offsets"
+
+    def __str__(self) -> str:
+        layout = "packed" if self.packed else f"{self.extent_a} x {self.extent_b}"
+        return (
+            f"{'backward' if self.backward else 'forward'}, {self.pairs} pairs of up to "
+            f"{self.length_a} x {self.length_b} ({layout}), h={self.width}, d_a={self.width_a}, "
+            f"d_b={self.width_b}, {str(self.dtype).removeprefix('torch.')} on {self.device}"
+            f"{', bias' if self.bias else ''}"
+        )

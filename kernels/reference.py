@@ -1,0 +1,170 @@
+"""The operator in plain PyTorch: the oracle that every other backend is held to.
+
+Any device, any floating dtype (half precision is computed in float32), differentiable to any order. It
+stores e, so it needs O(m n) memory; a packed call is padded first.
+
+    e_ij = scale * f_a_i · f_b_j + bias_ij         over the tokens i of side a and j of side b
+    P = softmax of e over j,  β = P b,  lse_a_i = log Σ_j exp e_ij
+    Q = softmax of e over i,  α = Qᵀ a,  lse_b_j = log Σ_i exp e_ij
+
+Backward, with δ_i = Σ_j P_ij dP_ij − dlse_a_i and γ_j = Σ_i Q_ij dQ_ij − dlse_b_j:
+
+    dP = dβ bᵀ,  dQ = a dαᵀ,  de = P∘(dP − δ) + Q∘(dQ − γ)
+    df_a = scale de f_b,  df_b = scale deᵀ f_a,  db = Pᵀ dβ,  da = Q dα,  dbias = de
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from .problem import Alignment, AlignmentGrads, OperandGrads, Problem, Side
+
+name = "reference"
+
+
+def unsupported(problem: Problem) -> list[str]:
+    """Nothing: the reference serves every valid call."""
+    return []
+
+
+def forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
+    with _plain_arithmetic(a.f):
+        if a.kind == "offsets":
+            padded = _forward(_pad(a), _pad(b), bias, scale)
+            unpack_a, unpack_b = _unpacker(a), _unpacker(b)
+            return Alignment(*(u(t) for u, t in zip((unpack_a, unpack_b) * 2, padded, strict=True)))
+        return _forward(a, b, bias, scale)
+
+
+def backward(
+    a: Side, b: Side, bias: Tensor | None, scale: float, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
+) -> OperandGrads:
+    with _plain_arithmetic(a.f):
+        if a.kind == "offsets":
+            rows = (a, b, a, b)
+            padded_saved = Alignment(*(_pad_rows(t, s) for t, s in zip(saved, rows, strict=True)))
+            padded_grads = AlignmentGrads(
+                *(None if t is None else _pad_rows(t, s) for t, s in zip(grads, rows, strict=True))
+            )
+            padded = _backward(_pad(a), _pad(b), bias, scale, padded_saved, padded_grads, False)
+            unpack_a, unpack_b = _unpacker(a), _unpacker(b)
+            return OperandGrads(
+                unpack_a(padded.f_a), unpack_b(padded.f_b), unpack_a(padded.a), unpack_b(padded.b), None
+            )
+        return _backward(a, b, bias, scale, saved, grads, bias_grad)
+
+
+def _forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
+    dtype = a.f.dtype
+    keep_a, keep_b = _keep(a), _keep(b)
+    e = _scores(a, b, keep_a, keep_b, bias, scale)
+    p, lse_a = _softmax(e, -1)
+    q, lse_b = _softmax(e, -2)
+    beta = p @ _tokens(b.x, keep_b)
+    alpha = q.mT @ _tokens(a.x, keep_a)
+    return Alignment(beta.to(dtype), alpha.to(dtype), lse_a, lse_b)
+
+
+def _backward(
+    a: Side, b: Side, bias: Tensor | None, scale: float, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
+) -> OperandGrads:
+    dtype = a.f.dtype
+    keep_a, keep_b = _keep(a), _keep(b)
+    e = _scores(a, b, keep_a, keep_b, bias, scale)
+    p = torch.exp(e - _closed(saved.lse_a).unsqueeze(-1))
+    q = torch.exp(e - _closed(saved.lse_b).unsqueeze(-2))
+    dbeta, dalpha = _tokens(grads.beta, keep_a), _tokens(grads.alpha, keep_b)
+    dp = dbeta @ _tokens(b.x, keep_b).mT
+    dq = _tokens(a.x, keep_a) @ dalpha.mT
+    delta = (p * dp).sum(-1, keepdim=True)
+    gamma = (q * dq).sum(-2, keepdim=True)
+    if grads.lse_a is not None:
+        delta = delta - _tokens(grads.lse_a.unsqueeze(-1), keep_a)
+    if grads.lse_b is not None:
+        gamma = gamma - _tokens(grads.lse_b.unsqueeze(-1), keep_b).mT
+    de = p * (dp - delta) + q * (dq - gamma)
+    return OperandGrads(
+        f_a=(scale * (de @ _tokens(b.f, keep_b))).to(dtype),
+        f_b=(scale * (de.mT @ _tokens(a.f, keep_a))).to(dtype),
+        a=(q @ dalpha).to(dtype),
+        b=(p.mT @ dbeta).to(dtype),
+        bias=de.to(bias.dtype) if bias is not None and bias_grad else None,
+    )
+
+
+def _keep(side: Side) -> Tensor | None:
+    """Which rows are tokens: (*batch, rows) bool, or None where all are."""
+    if side.extent is None or side.kind == "mask":
+        return side.extent
+    return torch.arange(side.length, device=side.f.device) < side.extent.unsqueeze(-1)
+
+
+def _tokens(x: Tensor, keep: Tensor | None) -> Tensor:
+    """x in the computing dtype, its padding replaced by 0, so that a NaN there meets no arithmetic."""
+    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return x if keep is None else x.masked_fill(~keep.unsqueeze(-1), 0)
+
+
+def _scores(
+    a: Side, b: Side, keep_a: Tensor | None, keep_b: Tensor | None, bias: Tensor | None, scale: float
+) -> Tensor:
+    e = _tokens(a.f, keep_a) @ _tokens(b.f, keep_b).mT
+    if scale != 1.0:
+        e = scale * e
+    if bias is not None:
+        e = e + bias
+    if keep_a is not None:
+        e = e.masked_fill(~keep_a.unsqueeze(-1), -torch.inf)
+    if keep_b is not None:
+        e = e.masked_fill(~keep_b.unsqueeze(-2), -torch.inf)
+    return e
+
+
+def _softmax(e: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Softmax and log-sum-exp over dim, where a slice of nothing but -inf gives weights 0 and LSE -inf."""
+    shift = e.detach().amax(dim, keepdim=True)
+    shift = shift.masked_fill(shift == -torch.inf, 0)
+    weights = torch.exp(e - shift)
+    total = weights.sum(dim, keepdim=True)
+    empty = total == 0
+    total = total.masked_fill(empty, 1)
+    lse = (shift + torch.log(total)).masked_fill(empty, -torch.inf)
+    return weights / total, lse.squeeze(dim)
+
+
+def _closed(lse: Tensor) -> Tensor:
+    """The LSE with +inf where there was nothing to sum, so that exp(e - lse) is 0 there and not NaN."""
+    return lse.masked_fill(lse == -torch.inf, torch.inf)
+
+
+def _pad(side: Side) -> Side:
+    """A packed side as a padded one with lengths."""
+    assert side.extent is not None
+    lengths = side.extent.diff()
+    return Side(_pad_rows(side.f, side), _pad_rows(side.x, side), lengths, side.length)
+
+
+def _pad_rows(packed: Tensor, side: Side) -> Tensor:
+    """(total, ...) to (pairs, length, ...); rows past a pair's end hold some other pair's finite data or 0."""
+    assert side.extent is not None
+    index = side.extent[:-1, None] + torch.arange(side.length, device=packed.device)
+    return packed[index.clamp(max=packed.shape[0] - 1)]
+
+
+def _unpacker(side: Side) -> Callable[[Tensor], Tensor]:
+    """The function that takes (pairs, length, ...) back to (total, ...), from offsets alone and without a sync."""
+    assert side.extent is not None
+    row = torch.arange(side.f.shape[0], device=side.f.device, dtype=side.extent.dtype)
+    pair = torch.searchsorted(side.extent[1:].contiguous(), row, right=True).clamp(max=side.pairs - 1)
+    place = (row - side.extent[pair]).clamp(max=side.length - 1)
+    return lambda padded: padded[pair, place]
+
+
+def _plain_arithmetic(like: Tensor) -> AbstractContextManager[object]:
+    """Keeps autocast from rounding the float32 arithmetic in here."""
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

@@ -1,0 +1,23 @@
+"""coalign: fast bidirectional soft alignment, and the Decomposable Attention model built on it."""
+
+from ._version import __version__
+from .kernels import (
+    BACKENDS,
+    BackendUnavailable,
+    SoftAlignment,
+    SoftAlignmentWithLse,
+    explain,
+    soft_align,
+    soft_align_packed,
+)
+
+__all__ = [
+    "BACKENDS",
+    "BackendUnavailable",
+    "SoftAlignment",
+    "SoftAlignmentWithLse",
+    "__version__",
+    "explain",
+    "soft_align",
+    "soft_align_packed",
+]
