@@ -77,7 +77,7 @@ def soft_align(
         bias: broadcastable to (*batch, m, n), in the operands' dtype or float32: added to the scores, with a
             gradient. -inf forbids a pairing.
         return_lse: also return the two log-sum-exps (natural logarithm; float32, or float64 for float64).
-        backend: "triton" or "reference"; None takes the first that can, as `explain` tells. A named backend never falls back.
+        backend: "triton" or "reference": that one or an error. None takes the first that can, as `explain` tells.
 
     Returns:
         SoftAlignment(beta, alpha), or SoftAlignmentWithLse(beta, alpha, lse_a, lse_b). The rows of padding are
