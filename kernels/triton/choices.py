@@ -1,0 +1,102 @@
+"""Tile sizes, warps and stages: one small table a kernel.
+
+Chosen from compiled code (Triton 3.9 for sm_80, sm_90, sm_100, sm_120 and gfx942; `coalign kernels` prints the
+report): the largest tiles that keep everything in registers at d2l's widths (h = 200, d = 100). One warp too few
+is a cliff of thousands of spilled bytes. No GPU has timed these yet.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+
+Arithmetic = Literal["half", "tf32", "ieee"]
+
+TILE_FORWARD_MAX = 128  # longest side that one program holds, forward
+TILE_BACKWARD_MAX = 64  # and backward: a 128 x 128 tile spills in every form
+
+
+class Choice(NamedTuple):
+    """Warps and pipeline stages of a kernel, and its BLOCK_ constants."""
+
+    num_warps: int
+    num_stages: int
+    blocks: dict[str, int]
+
+
+def arithmetic(dtype: torch.dtype, tf32: bool) -> Arithmetic:
+    """How a kernel multiplies: in 16 bits, or float32 on tensor cores (TF32), or IEEE float32."""
+    if dtype in (torch.bfloat16, torch.float16):
+        return "half"
+    return "tf32" if tf32 else "ieee"
+
+
+# largest tile -> warps
+_TILE_WARPS: dict[bool, dict[Arithmetic, dict[int, int]]] = {
+    False: {
+        "half": {16: 1, 32: 4, 64: 4, 128: 8},
+        "tf32": {16: 1, 32: 4, 64: 8, 128: 8},
+        "ieee": {16: 4, 32: 4, 64: 8, 128: 8},
+    },
+    True: {
+        "half": {16: 1, 32: 4, 64: 8},
+        "tf32": {16: 1, 32: 4, 64: 8},
+        "ieee": {16: 4, 32: 4, 64: 8},
+    },
+}
+
+
+def tile(longest: int, ragged: bool, h: int, d: int, kind: Arithmetic, backward: bool) -> Choice:
+    """For pairs of at most `longest` rows; ragged ones may use smaller tiles too. d is the wider value."""
+    largest = max(16, _power_of_two(longest))
+    return Choice(
+        num_warps=_TILE_WARPS[backward][kind][largest],
+        num_stages=2,
+        blocks={
+            "SMALLEST": 16 if ragged else largest,
+            "LARGEST": largest,
+            "BLOCK_H": _block(h, 32),
+            "BLOCK_D": _block(d, 32),
+        },
+    )
+
+
+# widest of h and d, rounded up to a power of two -> (BLOCK_M, BLOCK_N, warps); the last row serves all wider
+_STREAM: dict[bool, dict[Arithmetic, dict[int, tuple[int, int, int]]]] = {
+    False: {
+        "half": {64: (128, 64, 8), 128: (128, 64, 8), 256: (64, 64, 4)},
+        "tf32": {64: (128, 64, 8), 128: (64, 64, 8), 256: (64, 32, 8)},
+        "ieee": {64: (64, 32, 8), 128: (64, 32, 8), 256: (32, 32, 8)},
+    },
+    True: {
+        "half": {64: (64, 64, 4), 128: (64, 32, 8), 256: (32, 32, 8)},
+        "tf32": {64: (64, 32, 8), 128: (32, 32, 8), 256: (32, 32, 8)},
+        "ieee": {64: (32, 32, 8), 128: (32, 32, 8), 256: (32, 32, 8)},
+    },
+}
+
+
+def stream(h: int, d: int, kind: Arithmetic, backward: bool) -> Choice:
+    """For longer sequences; d is the wider value."""
+    widest = min(256, max(64, _power_of_two(max(h, d))))
+    block_m, block_n, warps = _STREAM[backward][kind][widest]
+    return Choice(
+        num_warps=warps,
+        num_stages=2,
+        blocks={"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_H": _block(h, 256), "BLOCK_D": _block(d, 128)},
+    )
+
+
+def delta(d: int) -> Choice:
+    """For the row sums before the stream kernels' backward pass."""
+    return Choice(num_warps=4, num_stages=1, blocks={"BLOCK_R": 32, "BLOCK_D": _block(d, 128)})
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+def _block(width: int, most: int) -> int:
+    """A chunk of so wide a matrix: tl.dot needs 16 columns or more."""
+    return min(most, max(16, _power_of_two(width)))
