@@ -31,9 +31,9 @@ def unsupported(problem: Problem) -> list[str]:
 
 
 def forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
-    from .launch import plan_forward
+    from .launch import Target, plan_forward
 
-    launches, found = plan_forward(a, b, bias, scale, tf32_allowed())
+    launches, found = plan_forward(a, b, bias, scale, Target(tf32_allowed(), _shared_memory(a.f.device)))
     with _on_device(a.f):
         for launch in launches:
             launch.run()
@@ -43,9 +43,10 @@ def forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
 def backward(
     a: Side, b: Side, bias: Tensor | None, scale: float, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
 ) -> OperandGrads:
-    from .launch import plan_backward
+    from .launch import Target, plan_backward
 
-    launches, found = plan_backward(a, b, bias, scale, saved, grads, bias_grad, tf32_allowed())
+    target = Target(tf32_allowed(), _shared_memory(a.f.device))
+    launches, found = plan_backward(a, b, bias, scale, saved, grads, bias_grad, target)
     with _on_device(a.f):
         for launch in launches:
             launch.run()
@@ -55,6 +56,15 @@ def backward(
 def tf32_allowed() -> bool:
     """Whether torch's own switch lets float32 products use TF32 tensor cores; IEEE float32 otherwise."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+@cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program may use; the interpreter has no limit."""
+    if device.type != "cuda":
+        return 1 << 30
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
 
 
 @cache

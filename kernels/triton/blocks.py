@@ -96,13 +96,12 @@ def dot(x, y, acc, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 
 @triton.jit
 def products(
-    p_x, p_y, o_m, o_n, keep_m, keep_n,
+    acc, p_x, p_y, o_m, o_n, keep_m, keep_n, FIRST: tl.constexpr,
     ROW_X: tl.constexpr, ROW_Y: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """A (M, N) block of x yᵀ, both so wide, BLOCK columns at a time."""
-    acc = tl.zeros((o_m.shape[0], o_n.shape[0]), tl.float32)
-    for k in range(0, WIDTH, BLOCK):
+    """acc + a (M, N) block of x yᵀ, BLOCK columns at a time from the column FIRST up to their width."""
+    for k in range(FIRST, WIDTH, BLOCK):
         o_k = k + tl.arange(0, BLOCK)
         b_x = load_block(p_x, o_m, o_k, keep_m, ROW_X, WIDTH)  # (M, BLOCK)
         b_y = load_block(p_y, o_n, o_k, keep_n, ROW_Y, WIDTH)  # (N, BLOCK)
@@ -111,14 +110,23 @@ def products(
 
 
 @triton.jit
-def scores(
-    p_fa, p_fb, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale,
-    ROW_FA: tl.constexpr, ROW_FB: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr,
-    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+def products_with(
+    b_x, p_x, p_y, o_m, o_n, keep_m, keep_n,
+    ROW_X: tl.constexpr, ROW_Y: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """A (M, N) block of e in units of log 2, -inf where either side has no token."""
-    e = products(p_fa, p_fb, o_m, o_n, keep_m, keep_n, ROW_FA, ROW_FB, H, BLOCK_H, PRECISION, UPCAST)
-    e *= scale * LOG2E
+    """A (M, N) block of x yᵀ, where x's first BLOCK columns are already loaded: b_x."""
+    b_y = load_block(p_y, o_n, tl.arange(0, BLOCK), keep_n, ROW_Y, WIDTH)  # (N, BLOCK)
+    acc = dot(b_x, tl.trans(b_y), tl.zeros((o_m.shape[0], o_n.shape[0]), tl.float32), PRECISION, UPCAST)
+    if WIDTH > BLOCK:
+        acc = products(acc, p_x, p_y, o_m, o_n, keep_m, keep_n, BLOCK, ROW_X, ROW_Y, WIDTH, BLOCK, PRECISION, UPCAST)
+    return acc
+
+
+@triton.jit
+def scores(products, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale, HAS_BIAS: tl.constexpr):
+    """A (M, N) block of e in units of log 2 from f_a f_bᵀ, -inf where either side has no token."""
+    e = products * (scale * LOG2E)
     keep = keep_m[:, None] & keep_n[None, :]
     if HAS_BIAS:
         o_bias = o_m.to(tl.int64)[:, None] * s_bias_m + o_n.to(tl.int64)[None, :] * s_bias_n

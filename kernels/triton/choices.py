@@ -77,13 +77,16 @@ _STREAM: dict[bool, dict[Arithmetic, dict[int, tuple[int, int, int]]]] = {
 }
 
 
-def stream(h: int, d: int, kind: Arithmetic, backward: bool) -> Choice:
-    """For longer sequences; d is the wider value."""
+def stream(h: int, d: int, kind: Arithmetic, shared: int, backward: bool) -> Choice:
+    """For longer sequences; d is the wider value, shared the bytes of shared memory a program may use.
+
+    Half the pipeline's stages take about half the memory: that is what smaller GPUs get.
+    """
     widest = min(256, max(64, _power_of_two(max(h, d))))
     block_m, block_n, warps = _STREAM[backward][kind][widest]
     return Choice(
         num_warps=warps,
-        num_stages=2,
+        num_stages=2 if shared >= 160 * 1024 else 1,
         blocks={"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_H": _block(h, 256), "BLOCK_D": _block(d, 128)},
     )
 

@@ -21,6 +21,13 @@ from .tile import tile_forward
 from .tile_backward import tile_backward
 
 
+class Target(NamedTuple):
+    """What a plan must know of the device: whether TF32 is allowed, and a program's shared memory in bytes."""
+
+    tf32: bool
+    shared: int
+
+
 class Launch(NamedTuple):
     """A kernel, its grid, its arguments by name (tensors and numbers), and its constants."""
 
@@ -41,9 +48,9 @@ class Launch(NamedTuple):
         )
 
 
-def plan_forward(a: Side, b: Side, bias: Tensor | None, scale: float, tf32: bool) -> tuple[list[Launch], Alignment]:
+def plan_forward(a: Side, b: Side, bias: Tensor | None, scale: float, target: Target) -> tuple[list[Launch], Alignment]:
     """The launches that fill an alignment, and the alignment."""
-    arguments, constants = _operands(a, b, bias, scale, tf32)
+    arguments, constants = _operands(a, b, bias, scale, target)
     found = Alignment(
         beta=a.x.new_empty(*a.f.shape[:-1], b.x.shape[-1]),
         alpha=b.x.new_empty(*b.f.shape[:-1], a.x.shape[-1]),
@@ -52,12 +59,12 @@ def plan_forward(a: Side, b: Side, bias: Tensor | None, scale: float, tf32: bool
     )
     arguments |= {f"p_{name}": t for name, t in found._asdict().items()}
     h, d = a.f.shape[-1], max(a.x.shape[-1], b.x.shape[-1])
-    kind = choices.arithmetic(a.f.dtype, tf32)
+    kind = choices.arithmetic(a.f.dtype, target.tf32)
     longest = max(a.length, b.length)
     if longest <= choices.TILE_FORWARD_MAX:
         choice = choices.tile(longest, _ragged(a, b), h, d, kind, backward=False)
         return [Launch(tile_forward, (a.pairs,), arguments, constants, choice)], found
-    choice = choices.stream(h, d, kind, backward=False)
+    choice = choices.stream(h, d, kind, target.shared, backward=False)
     chunks = triton.cdiv(d, choice.blocks["BLOCK_D"])
     return [Launch(stream_forward, (_stream_programs(a, b, choice), chunks), arguments, constants, choice)], found
 
@@ -70,10 +77,10 @@ def plan_backward(
     saved: Alignment,
     grads: AlignmentGrads,
     bias_grad: bool,
-    tf32: bool,
+    target: Target,
 ) -> tuple[list[Launch], OperandGrads]:
     """The launches that fill the operands' gradients, and the gradients."""
-    arguments, constants = _operands(a, b, bias, scale, tf32)
+    arguments, constants = _operands(a, b, bias, scale, target)
     dbeta, dalpha, dlse_a, dlse_b = (g if g is None else g.contiguous() for g in grads)
     found = OperandGrads(
         *(t.new_empty(t.shape) for t in (a.f, b.f, a.x, b.x)),
@@ -98,7 +105,7 @@ def plan_backward(
         "p_dbias": nothing if found.bias is None else found.bias,
     }
     h, d = a.f.shape[-1], max(a.x.shape[-1], b.x.shape[-1])
-    kind = choices.arithmetic(a.f.dtype, tf32)
+    kind = choices.arithmetic(a.f.dtype, target.tf32)
     longest = max(a.length, b.length)
     if longest <= choices.TILE_BACKWARD_MAX:
         choice = choices.tile(longest, _ragged(a, b), h, d, kind, backward=True)
@@ -118,13 +125,15 @@ def plan_backward(
         delta_choice,
     )
     arguments |= {"p_dbeta": dbeta, "p_dalpha": dalpha, "p_delta_a": delta_a, "p_delta_b": delta_b}
-    choice = choices.stream(h, d, kind, backward=True)
+    choice = choices.stream(h, d, kind, target.shared, backward=True)
     chunks = max(triton.cdiv(h, choice.blocks["BLOCK_H"]), triton.cdiv(d, choice.blocks["BLOCK_D"]))
     sweep = Launch(stream_backward, (_stream_programs(a, b, choice), chunks), arguments, constants, choice)
     return [delta, sweep], found
 
 
-def _operands(a: Side, b: Side, bias: Tensor | None, scale: float, tf32: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def _operands(
+    a: Side, b: Side, bias: Tensor | None, scale: float, target: Target
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments and constants that forward and backward kernels share."""
     packed = a.kind == "offsets"
     inner = 1 if packed or a.f.ndim == 3 else a.f.shape[-3]
@@ -136,7 +145,7 @@ def _operands(a: Side, b: Side, bias: Tensor | None, scale: float, tf32: bool) -
         "KIND_A": a.kind,
         "KIND_B": b.kind,
         "HAS_BIAS": bias is not None,
-        "PRECISION": "tf32" if tf32 else "ieee",
+        "PRECISION": "tf32" if target.tf32 else "ieee",
         "UPCAST": bool(triton.knobs.runtime.interpret) and a.f.dtype == torch.bfloat16,
     }
     for name, t in (("fa", a.f), ("fb", b.f), ("a", a.x), ("b", b.x)):

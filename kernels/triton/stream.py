@@ -12,7 +12,7 @@ more, from L2.
 import triton
 import triton.language as tl
 
-from .blocks import close, dot, load_block, locate, place, scores, store_block, tokens
+from .blocks import close, dot, load_block, locate, place, products_with, scores, store_block, tokens
 
 
 @triton.jit
@@ -71,6 +71,7 @@ def _attend(
     if (tile * BLOCK_M < stored) & (tl.program_id(1) * BLOCK_D < D):
         o_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         keep_m = tokens(p_mask, o_m, count, KIND)
+        b_f = load_block(p_f, o_m, tl.arange(0, BLOCK_H), keep_m, ROW_F, H)  # (M, BLOCK_H)
         peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         total = tl.zeros((BLOCK_M,), tl.float32)
         acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -79,10 +80,10 @@ def _attend(
         for start in range(0, count_other, BLOCK_N):
             o_n = start + tl.arange(0, BLOCK_N)
             keep_n = tokens(p_mask_other, o_n, count_other, KIND_OTHER)
-            e = scores(
-                p_f, p_f_other, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale,
-                ROW_F, ROW_F_OTHER, H, BLOCK_H, HAS_BIAS, PRECISION, UPCAST,
-            )  # fmt: skip
+            e = products_with(
+                b_f, p_f, p_f_other, o_m, o_n, keep_m, keep_n, ROW_F, ROW_F_OTHER, H, BLOCK_H, PRECISION, UPCAST
+            )
+            e = scores(e, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale, HAS_BIAS)
             b_x = load_block(p_x_other, o_n, o_d, keep_n, ROW_X_OTHER, D)  # (N, BLOCK_D)
             new_peak = tl.maximum(peak, tl.max(e, 1))
             shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)

@@ -18,7 +18,7 @@ when the widths exceed the blocks, each recompute e.
 import triton
 import triton.language as tl
 
-from .blocks import dot, load_block, load_closed_lse, locate, place, products, scores, store_block, tokens
+from .blocks import dot, load_block, load_closed_lse, locate, place, products_with, scores, store_block, tokens
 
 
 @triton.jit
@@ -121,6 +121,9 @@ def _differentiate(
         keep_m = tokens(p_mask, o_m, count, KIND)
         lse = load_closed_lse(p_lse, o_m, keep_m)
         delta = tl.load(p_delta + o_m, mask=keep_m, other=0.0)
+        b_f = load_block(p_f, o_m, tl.arange(0, BLOCK_H), keep_m, ROW_F, H)  # (M, BLOCK_H)
+        b_x = load_block(p_x, o_m, tl.arange(0, BLOCK_D), keep_m, ROW_X, D)  # (M, BLOCK_D)
+        b_dout = load_block(p_dout, o_m, tl.arange(0, BLOCK_D), keep_m, D_OTHER, D_OTHER)  # (M, BLOCK_D)
         df = tl.zeros((BLOCK_M, BLOCK_H), tl.float32)
         dx = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
         if tile * BLOCK_M >= count:
@@ -128,27 +131,29 @@ def _differentiate(
         for start in range(0, count_other, BLOCK_N):
             o_n = start + tl.arange(0, BLOCK_N)
             keep_n = tokens(p_mask_other, o_n, count_other, KIND_OTHER)
-            e = scores(
-                p_f, p_f_other, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale,
-                ROW_F, ROW_F_OTHER, H, BLOCK_H, HAS_BIAS, PRECISION, UPCAST,
-            )  # fmt: skip
+            e = products_with(
+                b_f, p_f, p_f_other, o_m, o_n, keep_m, keep_n, ROW_F, ROW_F_OTHER, H, BLOCK_H, PRECISION, UPCAST
+            )
+            e = scores(e, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale, HAS_BIAS)
             p = tl.exp2(e - lse[:, None])
-            dp = products(
-                p_dout, p_x_other, o_m, o_n, keep_m, keep_n,
+            dp = products_with(
+                b_dout, p_dout, p_x_other, o_m, o_n, keep_m, keep_n,
                 D_OTHER, ROW_X_OTHER, D_OTHER, BLOCK_D, PRECISION, UPCAST,
             )  # fmt: skip
             de = p * (dp - delta[:, None])
             q = tl.exp2(e - load_closed_lse(p_lse_other, o_n, keep_n)[None, :])
-            dq = products(p_x, p_dout_other, o_m, o_n, keep_m, keep_n, ROW_X, D, D, BLOCK_D, PRECISION, UPCAST)
+            dq = products_with(
+                b_x, p_x, p_dout_other, o_m, o_n, keep_m, keep_n, ROW_X, D, D, BLOCK_D, PRECISION, UPCAST
+            )
             de += q * (dq - tl.load(p_delta_other + o_n, mask=keep_n, other=0.0)[None, :])
             if HAS_DBIAS:
                 if chunk == 0:
                     o_bias = o_m.to(tl.int64)[:, None] * stored_other + o_n[None, :]
                     inside = (o_m < stored)[:, None] & (o_n < stored_other)[None, :]
                     tl.store(p_dbias + o_bias, de.to(p_dbias.dtype.element_ty), mask=inside)
-            b_dout = load_block(p_dout_other, o_n, o_d, keep_n, D, D)  # (N, BLOCK_D)
-            dx = dot(q.to(b_dout.dtype), b_dout, dx, PRECISION, UPCAST)
-            b_f = load_block(p_f_other, o_n, o_h, keep_n, ROW_F_OTHER, H)  # (N, BLOCK_H)
-            df = dot((de * scale).to(b_f.dtype), b_f, df, PRECISION, UPCAST)
+            b_dout_other = load_block(p_dout_other, o_n, o_d, keep_n, D, D)  # (N, BLOCK_D)
+            dx = dot(q.to(b_x.dtype), b_dout_other, dx, PRECISION, UPCAST)
+            b_f_other = load_block(p_f_other, o_n, o_h, keep_n, ROW_F_OTHER, H)  # (N, BLOCK_H)
+            df = dot((de * scale).to(b_x.dtype), b_f_other, df, PRECISION, UPCAST)
         store_block(p_df, df, o_m, o_h, stored, H)
         store_block(p_dx, dx, o_m, o_d, stored, D)

@@ -15,7 +15,7 @@ own lengths, since a launch can't know them without waiting for the device.
 import triton
 import triton.language as tl
 
-from .blocks import dot, fill_rows, load_block, locate, place, scores, softmax, store_block, tokens, zero_rows
+from .blocks import dot, fill_rows, load_block, locate, place, products, scores, softmax, store_block, tokens, zero_rows
 
 
 @triton.jit
@@ -46,21 +46,20 @@ def tile_forward(
     p_lse_b += out_b
 
     longest = tl.maximum(count_a, count_b)
-    for size in tl.static_range(4):
-        TILE: tl.constexpr = 16 << size
-        if TILE >= SMALLEST and TILE <= LARGEST:
-            if (longest <= TILE) & ((longest > TILE // 2) | (TILE == SMALLEST)):
+    for size in tl.static_range(4):  # the tile that holds the pair; 16 << size has no name: a name is no constant
+        if 16 << size >= SMALLEST and 16 << size <= LARGEST:
+            if (longest <= 16 << size) & ((longest > 8 << size) | (16 << size == SMALLEST)):
                 _align(
                     p_fa, p_fb, p_a, p_b, p_mask_a, p_mask_b, p_bias, s_bias_m, s_bias_n, scale,
                     count_a, count_b, stored_a, stored_b, p_beta, p_alpha, p_lse_a, p_lse_b,
                     ROW_FA, ROW_FB, ROW_A, ROW_B, H, D_A, D_B, KIND_A, KIND_B, HAS_BIAS,
-                    PRECISION, UPCAST, TILE, BLOCK_H, BLOCK_D,
+                    PRECISION, UPCAST, 16 << size, BLOCK_H, BLOCK_D,
                 )  # fmt: skip
-                if TILE < LARGEST:
-                    zero_rows(p_beta, TILE, stored_a, D_B, BLOCK_D)
-                    zero_rows(p_alpha, TILE, stored_b, D_A, BLOCK_D)
-                    fill_rows(p_lse_a, TILE, stored_a, float("-inf"))
-                    fill_rows(p_lse_b, TILE, stored_b, float("-inf"))
+                if 16 << size < LARGEST:
+                    zero_rows(p_beta, 16 << size, stored_a, D_B, BLOCK_D)
+                    zero_rows(p_alpha, 16 << size, stored_b, D_A, BLOCK_D)
+                    fill_rows(p_lse_a, 16 << size, stored_a, float("-inf"))
+                    fill_rows(p_lse_b, 16 << size, stored_b, float("-inf"))
 
 
 @triton.jit
@@ -78,10 +77,9 @@ def _align(
     o_n = tl.arange(0, TILE)
     keep_m = tokens(p_mask_a, o_m, count_a, KIND_A)
     keep_n = tokens(p_mask_b, o_n, count_b, KIND_B)
-    e = scores(
-        p_fa, p_fb, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale,
-        ROW_FA, ROW_FB, H, BLOCK_H, HAS_BIAS, PRECISION, UPCAST,
-    )  # fmt: skip
+    e = tl.zeros((TILE, TILE), tl.float32)
+    e = products(e, p_fa, p_fb, o_m, o_n, keep_m, keep_n, 0, ROW_FA, ROW_FB, H, BLOCK_H, PRECISION, UPCAST)
+    e = scores(e, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale, HAS_BIAS)
     dtype = p_a.dtype.element_ty
 
     p, lse_a = softmax(e, 1)

@@ -13,7 +13,7 @@ time from cache. The two one-directional backward passes of an attention kernel 
 import triton
 import triton.language as tl
 
-from .blocks import dot, load_block, load_closed_lse, locate, place, scores, store_block, tokens, zero_rows
+from .blocks import dot, load_block, load_closed_lse, locate, place, products, scores, store_block, tokens, zero_rows
 
 
 @triton.jit
@@ -48,23 +48,22 @@ def tile_backward(
         p_dbias += pair.to(tl.int64) * rows_a * rows_b
 
     longest = tl.maximum(count_a, count_b)
-    for size in tl.static_range(4):
-        TILE: tl.constexpr = 16 << size
-        if TILE >= SMALLEST and TILE <= LARGEST:
-            if (longest <= TILE) & ((longest > TILE // 2) | (TILE == SMALLEST)):
+    for size in tl.static_range(4):  # the tile that holds the pair; 16 << size has no name: a name is no constant
+        if 16 << size >= SMALLEST and 16 << size <= LARGEST:
+            if (longest <= 16 << size) & ((longest > 8 << size) | (16 << size == SMALLEST)):
                 _differentiate(
                     p_fa, p_fb, p_a, p_b, p_mask_a, p_mask_b, p_bias, s_bias_m, s_bias_n, scale,
                     count_a, count_b, stored_a, stored_b,
                     p_lse_a + out_a, p_lse_b + out_b, p_dbeta + out_a * D_B, p_dalpha + out_b * D_A,
                     p_dlse_a + out_a, p_dlse_b + out_b, p_dfa, p_dfb, p_da, p_db, p_dbias,
                     ROW_FA, ROW_FB, ROW_A, ROW_B, H, D_A, D_B, KIND_A, KIND_B, HAS_BIAS,
-                    PRECISION, UPCAST, HAS_DLSE_A, HAS_DLSE_B, HAS_DBIAS, TILE, BLOCK_H, BLOCK_D,
+                    PRECISION, UPCAST, HAS_DLSE_A, HAS_DLSE_B, HAS_DBIAS, 16 << size, BLOCK_H, BLOCK_D,
                 )  # fmt: skip
-                if TILE < LARGEST:
-                    zero_rows(p_dfa, TILE, stored_a, H, BLOCK_H)
-                    zero_rows(p_dfb, TILE, stored_b, H, BLOCK_H)
-                    zero_rows(p_da, TILE, stored_a, D_A, BLOCK_D)
-                    zero_rows(p_db, TILE, stored_b, D_B, BLOCK_D)
+                if 16 << size < LARGEST:
+                    zero_rows(p_dfa, 16 << size, stored_a, H, BLOCK_H)
+                    zero_rows(p_dfb, 16 << size, stored_b, H, BLOCK_H)
+                    zero_rows(p_da, 16 << size, stored_a, D_A, BLOCK_D)
+                    zero_rows(p_db, 16 << size, stored_b, D_B, BLOCK_D)
 
 
 @triton.jit
@@ -84,10 +83,9 @@ def _differentiate(
     o_n = tl.arange(0, TILE)
     keep_m = tokens(p_mask_a, o_m, count_a, KIND_A)
     keep_n = tokens(p_mask_b, o_n, count_b, KIND_B)
-    e = scores(
-        p_fa, p_fb, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale,
-        ROW_FA, ROW_FB, H, BLOCK_H, HAS_BIAS, PRECISION, UPCAST,
-    )  # fmt: skip
+    e = tl.zeros((TILE, TILE), tl.float32)
+    e = products(e, p_fa, p_fb, o_m, o_n, keep_m, keep_n, 0, ROW_FA, ROW_FB, H, BLOCK_H, PRECISION, UPCAST)
+    e = scores(e, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale, HAS_BIAS)
     dtype = p_a.dtype.element_ty
 
     p = tl.exp2(e - load_closed_lse(p_lse_a, o_m, keep_m)[:, None])
