@@ -1,0 +1,70 @@
+"""The backend axis, poisoned memory, and hypothesis profiles.
+
+A test that takes the `backend` fixture runs once for every backend of `coalign.BACKENDS` and device that it can
+serve in this process. A new backend needs an entry in `_devices` and no other change here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import settings
+from torch.utils import deterministic
+
+import coalign
+
+# Triton reads this when it is imported, so its interpreter needs a process of its own: `make test` starts one.
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS warns in torch's deterministic mode
+
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+class Backend(NamedTuple):
+    """A backend by name, and the device whose tensors it is given."""
+
+    name: str
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.device}"
+
+
+def _devices(name: str) -> list[str]:
+    """The devices on which a backend is tested in this process; where there is no GPU, "cuda" skips."""
+    if INTERPRETING:
+        return ["cpu"] if name == "triton" else []
+    if name == "reference":
+        return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return ["cuda"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        axis = [Backend(name, device) for name in coalign.BACKENDS for device in _devices(name)]
+        metafunc.parametrize(
+            "backend", [pytest.param(b, id=str(b), marks=[pytest.mark.gpu] if b.device == "cuda" else []) for b in axis]
+        )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty and its kin give NaN (integers: the largest), so that what a kernel fails to write shows."""
+    deterministic_before = torch.are_deterministic_algorithms_enabled()
+    fill_before = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    yield
+    torch.use_deterministic_algorithms(deterministic_before)
+    deterministic.fill_uninitialized_memory = fill_before  # type: ignore[attr-defined]
