@@ -66,6 +66,8 @@ def _forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
     q, lse_b = _softmax(e, -2)
     beta = p @ _tokens(b.x, keep_b)
     alpha = q.mT @ _tokens(a.x, keep_a)
+    if beta.requires_grad:  # autograd multiplies arriving gradients by p and q, where 0 * NaN would be NaN
+        beta, alpha = _tokens(beta, keep_a), _tokens(alpha, keep_b)
     return Alignment(beta.to(dtype), alpha.to(dtype), lse_a, lse_b)
 
 
