@@ -196,7 +196,8 @@ def _padded(
     if bias is not None:
         _check_tensor("bias", bias, f_a)
         if bias.dtype not in (f_a.dtype, torch.float32):
-            raise TypeError(f"bias must be {f_a.dtype}, like f_a, or torch.float32, not {bias.dtype}")
+            like = f"{f_a.dtype}, like f_a" + ("" if f_a.dtype == torch.float32 else ", or torch.float32")
+            raise TypeError(f"bias must be {like}, not {bias.dtype}")
         bias = _expand("bias", bias, (*f_a.shape[:-1], f_b.shape[-2]), "(*batch, m, n)")
     f_a, f_b, a, b = _autocast(f_a, f_b, a, b)
     return Side(f_a, a, extent_a, f_a.shape[-2]), Side(f_b, b, extent_b, f_b.shape[-2]), bias
