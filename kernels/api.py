@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, ops
-from .problem import Problem, Side
+from .problem import Alignment, Problem, Side
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -94,7 +94,7 @@ def soft_align(
     found = ops.align(_fold(a_side), _fold(b_side), _fold_bias(bias), float(scale), backend)
     batch = f_a.shape[:-2]
     if len(batch) not in (1, 2):
-        found = found._make(t.reshape(*batch, *t.shape[k:]) for t, k in zip(found, (-2, -2, -1, -1), strict=True))
+        found = Alignment(*(t.reshape(*batch, *t.shape[k:]) for t, k in zip(found, (-2, -2, -1, -1), strict=True)))
     return SoftAlignmentWithLse(*found) if return_lse else SoftAlignment(found.beta, found.alpha)
 
 

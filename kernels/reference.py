@@ -48,7 +48,10 @@ def backward(
             rows = (a, b, a, b)
             padded_saved = Alignment(*(_pad_rows(t, s) for t, s in zip(saved, rows, strict=True)))
             padded_grads = AlignmentGrads(
-                *(None if t is None else _pad_rows(t, s) for t, s in zip(grads, rows, strict=True))
+                beta=_pad_rows(grads.beta, a),
+                alpha=_pad_rows(grads.alpha, b),
+                lse_a=None if grads.lse_a is None else _pad_rows(grads.lse_a, a),
+                lse_b=None if grads.lse_b is None else _pad_rows(grads.lse_b, b),
             )
             padded = _backward(_pad(a), _pad(b), bias, scale, padded_saved, padded_grads, False)
             unpack_a, unpack_b = _unpacker(a), _unpacker(b)
