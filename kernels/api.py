@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, ops
-from .problem import Problem, Side
+from .problem import Alignment, Problem, Side
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -94,7 +94,7 @@ def soft_align(
     found = ops.align(_fold(a_side), _fold(b_side), _fold_bias(bias), float(scale), backend)
     batch = f_a.shape[:-2]
     if len(batch) not in (1, 2):
-        found = found._make(t.reshape(*batch, *t.shape[k:]) for t, k in zip(found, (-2, -2, -1, -1), strict=True))
+        found = Alignment(*(t.reshape(*batch, *t.shape[k:]) for t, k in zip(found, (-2, -2, -1, -1), strict=True)))
     return SoftAlignmentWithLse(*found) if return_lse else SoftAlignment(found.beta, found.alpha)
 
 
@@ -195,7 +195,8 @@ def _padded(
     if bias is not None:
         _check_tensor("bias", bias, f_a)
         if bias.dtype not in (f_a.dtype, torch.float32):
-            raise TypeError(f"bias must be {f_a.dtype}, like f_a, or torch.float32, not {bias.dtype}")
+            like = f"{f_a.dtype}, like f_a" + ("" if f_a.dtype == torch.float32 else ", or torch.float32")
+            raise TypeError(f"bias must be {like}, not {bias.dtype}")
         bias = _expand("bias", bias, (*f_a.shape[:-1], f_b.shape[-2]), "(*batch, m, n)")
     return Side(f_a, a, extent_a, f_a.shape[-2]), Side(f_b, b, extent_b, f_b.shape[-2]), bias
 

@@ -50,7 +50,7 @@ class BackendUnavailable(RuntimeError):
 
 def backend(name: str) -> Backend:
     """The backend module of that name, imported when first asked for."""
-    return importlib.import_module(f".{name}", __package__)  # type: ignore[return-value]
+    return importlib.import_module(f".{name}", __package__)
 
 
 def requested(name: str | None) -> str | None:

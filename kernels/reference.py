@@ -48,7 +48,10 @@ def backward(
             rows = (a, b, a, b)
             padded_saved = Alignment(*(_pad_rows(t, s) for t, s in zip(saved, rows, strict=True)))
             padded_grads = AlignmentGrads(
-                *(None if t is None else _pad_rows(t, s) for t, s in zip(grads, rows, strict=True))
+                beta=_pad_rows(grads.beta, a),
+                alpha=_pad_rows(grads.alpha, b),
+                lse_a=None if grads.lse_a is None else _pad_rows(grads.lse_a, a),
+                lse_b=None if grads.lse_b is None else _pad_rows(grads.lse_b, b),
             )
             padded = _backward(_pad(a), _pad(b), bias, scale, padded_saved, padded_grads, False)
             unpack_a, unpack_b = _unpacker(a), _unpacker(b)
@@ -66,6 +69,8 @@ def _forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
     q, lse_b = _softmax(e, -2)
     beta = p @ _tokens(b.x, keep_b)
     alpha = q.mT @ _tokens(a.x, keep_a)
+    if beta.requires_grad:  # autograd multiplies arriving gradients by p and q, where 0 * NaN would be NaN
+        beta, alpha = _tokens(beta, keep_a), _tokens(alpha, keep_b)
     return Alignment(beta.to(dtype), alpha.to(dtype), lse_a, lse_b)
 
 

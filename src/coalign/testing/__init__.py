@@ -4,8 +4,8 @@ operands = Case("ragged", m=7, n=5, tokens_a=(7, 2), tokens_b=(1, 5)).operands()
 assert_accurate(run(operands, backend="triton"), operands)
 """
 
-from .accuracy import allowed, assert_accurate, error, errors
+from .accuracy import BUDGET, allowed, assert_accurate, error, errors
 from .cases import Case, Operands
 from .oracle import pair_by_pair, run
 
-__all__ = ["Case", "Operands", "allowed", "assert_accurate", "error", "errors", "pair_by_pair", "run"]
+__all__ = ["BUDGET", "Case", "Operands", "allowed", "assert_accurate", "error", "errors", "pair_by_pair", "run"]

@@ -62,13 +62,15 @@ def allowed(operands: Operands, truth: dict[str, Tensor]) -> dict[str, float]:
     return {name: min(budget, 2 * max(plain[name], of_rounding)) for name in truth}
 
 
-def assert_accurate(found: dict[str, Tensor], operands: Operands) -> None:
-    """Raise AssertionError, with a table, unless every tensor is within its bounds and padding is untouched.
+def assert_accurate(found: dict[str, Tensor], operands: Operands, bound: float | None = None) -> None:
+    """Raise AssertionError, with a table, unless every tensor is within its bound and 0 in padding.
 
     found: what `run` returned for the operands, or the same keys from another implementation.
+    bound: one for all tensors in place of those of `allowed`, for operands nobody chose: among a few random
+        numbers some cancel, and then rounding looks larger than it is.
     """
     truth = pair_by_pair(operands)
-    bounds = allowed(operands, truth)
+    bounds = allowed(operands, truth) if bound is None else dict.fromkeys(truth, bound)
     actual = errors(found, truth)
     missed = [name for name in truth if not actual[name] <= bounds[name]]
     if missed:

@@ -171,7 +171,11 @@ def _places(
 ) -> list[Tensor]:
     """For each pair, the rows that are tokens, ascending."""
     counts = [rows] * pairs if tokens is None else list(tokens)
-    if len(counts) != pairs or any(not 0 <= c <= rows for c in counts) or (extent == "full" and set(counts) > {rows}):
+    if (
+        len(counts) != pairs
+        or any(not 0 <= c <= rows for c in counts)
+        or (extent == "full" and any(c != rows for c in counts))
+    ):
         raise ValueError(f"{pairs} pairs of {rows} rows ({extent}) can't have {counts} tokens")
     if extent == "mask" and not prefix:
         return [torch.randperm(rows, generator=draw)[:c].sort().values for c in counts]

@@ -7,6 +7,7 @@ in a lower dtype it is what plain PyTorch makes of the same call.
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def run(operands: Operands, backend: str | None = None) -> dict[str, Tensor]:
     Keys: beta, alpha, lse_a, lse_b, grad_f_a, grad_f_b, grad_a, grad_b and, with a bias, grad_bias.
     """
     leaves = operands.differentiable()
-    call = kernels.soft_align_packed if operands.packed else kernels.soft_align
+    call: Any = kernels.soft_align_packed if operands.packed else kernels.soft_align
     outputs = call(**leaves, **operands.options, return_lse=True, backend=backend)
     return _with_gradients(outputs, leaves, operands)
 

@@ -1,0 +1,42 @@
+# `make demo` and `make test` need Python, a C++ compiler and a package registry; `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WHEEL := .venv-wheel
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses $(WORKERS)
+DATA ?=
+
+.PHONY: help demo test test-python test-triton lint clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+demo: $(VENV)/installed ## run the fused model on sentence pairs (DATA=file: SNLI-format lines)
+	$(BIN)/coalign demo $(if $(DATA),--data "$(DATA)")
+
+test: test-python test-triton ## run every test, then the operator's again on interpreted Triton kernels
+
+test-python: $(VENV)/installed
+	$(PYTEST)
+
+# TRITON_INTERPRET is read when Triton is imported, so its interpreter takes a process of its own
+test-triton: $(VENV)/installed
+	TRITON_INTERPRET=1 $(PYTEST) tests/test_operator*.py
+
+lint: $(VENV)/installed ## check style and types (types on the installed wheel: checkers can't follow editable installs)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	rm -rf build $(WHEEL)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(WHEEL) .
+	MYPYPATH=$(WHEEL) $(BIN)/mypy --package coalign
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch --editable .[dev]
+	touch $@
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) $(WHEEL) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,197 @@
+"""Which backend serves a call, what the user is told about it, and what works without Triton."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
+import pytest
+import torch
+from coalign.kernels import dispatch, reference
+
+import coalign
+from coalign import BackendUnavailable, explain, soft_align
+from coalign.testing import Case
+
+ORDINARY = Case("ordinary", 5, 4)
+
+
+@pytest.fixture(autouse=True)
+def no_preference(monkeypatch):
+    monkeypatch.delenv("COALIGN_BACKEND", raising=False)
+
+
+@pytest.fixture
+def fake_backends(monkeypatch):
+    """Two backends in front of the reference: one that only takes packed calls, and one that only goes forward."""
+    served: list[str] = []
+
+    def fake(name, reasons):
+        def forward(*operands):
+            served.append(f"{name} forward")
+            return reference.forward(*operands)
+
+        def backward(*operands):
+            served.append(f"{name} backward")
+            return reference.backward(*operands)
+
+        return SimpleNamespace(name=name, unsupported=reasons, forward=forward, backward=backward)
+
+    backends = {
+        "packer": fake("packer", lambda problem: [] if problem.packed else ["padding is beneath it", "so are you"]),
+        "forwarder": fake("forwarder", lambda problem: ["it never looks back"] if problem.backward else []),
+        "reference": fake("reference", lambda problem: []),
+    }
+    monkeypatch.setattr(dispatch, "BACKENDS", tuple(backends))
+    monkeypatch.setattr(dispatch, "backend", backends.__getitem__)
+    return served
+
+
+def call(backend: str | None = None, case: Case = ORDINARY):
+    operands = case.operands()
+    return soft_align(**operands.differentiable(), **operands.options, backend=backend)
+
+
+def test_first_without_a_reason_serves_each_pass(fake_backends):
+    call().beta.sum().backward()
+    assert fake_backends == ["forwarder forward", "reference backward"]
+
+
+def test_packed_calls_reach_the_packer(fake_backends):
+    operands = ORDINARY.but(tokens_a=(2, 3), tokens_b=(4, 1), extent_a="packed", extent_b="packed").operands()
+    coalign.soft_align_packed(**operands.differentiable(), **operands.options)
+    assert fake_backends == ["packer forward"]
+
+
+def test_named_backend_never_falls_back(fake_backends):
+    with pytest.raises(BackendUnavailable, match=r"'packer' can't serve this call.*padding is beneath it; so are you"):
+        call("packer")
+    assert fake_backends == []
+    beta = call("forwarder").beta
+    with pytest.raises(BackendUnavailable, match="it never looks back"):
+        beta.sum().backward()
+    assert fake_backends == ["forwarder forward"]
+
+
+def test_environment_names_a_backend(fake_backends, monkeypatch):
+    monkeypatch.setenv("COALIGN_BACKEND", "reference")
+    call()
+    call("forwarder")  # an argument goes before
+    assert fake_backends == ["reference forward", "forwarder forward"]
+    monkeypatch.setenv("COALIGN_BACKEND", "packer")
+    with pytest.raises(BackendUnavailable, match="'packer'"):
+        call()
+    monkeypatch.setenv("COALIGN_BACKEND", "")  # as if it were not there
+    call()
+    assert fake_backends[-1] == "forwarder forward"
+
+
+def test_unknown_names(monkeypatch):
+    with pytest.raises(ValueError, match=r"backend='cutlass' is no backend; choose from 'triton', 'reference'"):
+        call("cutlass")
+    monkeypatch.setenv("COALIGN_BACKEND", "cutlass")
+    with pytest.raises(ValueError, match="COALIGN_BACKEND='cutlass' is no backend"):
+        call()
+
+
+def test_errors_of_a_backend_are_not_swallowed(monkeypatch):
+    def broken(*operands):
+        raise RuntimeError("the kernel is on fire")
+
+    monkeypatch.setattr(reference, "forward", broken)
+    with pytest.raises(RuntimeError, match="on fire"):
+        call()
+
+
+def test_explain(fake_backends):
+    operands = ORDINARY.operands()
+    forward = explain(operands.f_a, operands.f_b, operands.a, operands.b).splitlines()
+    assert forward == [
+        "forward, 2 pairs of up to 5 x 4 (full x full), h=8, d_a=6, d_b=5, float32 on cpu",
+        "  packer     no: padding is beneath it; so are you",
+        "  forwarder  serves",
+        "  reference  could serve",
+    ]
+    both = explain(**operands.differentiable(), bias=torch.zeros(5, 4)).splitlines()
+    assert len(both) == 8
+    assert both[4].startswith("backward, 2 pairs")
+    assert both[4].endswith("bias")
+    assert both[6:] == ["  forwarder  no: it never looks back", "  reference  serves"]
+    named = explain(operands.f_a, operands.f_b, operands.a, operands.b, backend="reference")
+    assert "forwarder  not asked for ('reference' was named)" in named
+    assert fake_backends == []
+
+
+def test_every_listed_backend_has_the_four_names():
+    for name in coalign.BACKENDS:
+        backend = dispatch.backend(name)
+        assert backend.name == name
+        assert all(callable(getattr(backend, part)) for part in ("unsupported", "forward", "backward"))
+    assert coalign.BACKENDS[-1] == "reference"
+
+
+def in_fresh_process(code: str) -> str:
+    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_works_without_triton():
+    """Nothing imports Triton, and the reference serves, where it is not installed."""
+    out = in_fresh_process(
+        """
+        import importlib.util, sys
+
+        class NoTriton:
+            def find_spec(self, name, path=None, target=None):
+                if name == "triton" or name.startswith("triton."):
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        sys.meta_path.insert(0, NoTriton())
+        find_spec = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, package=None: None if name == "triton" else find_spec(name, package)
+
+        import torch, coalign
+        f_a, f_b, a, b = torch.randn(4, 2, 5, 3, requires_grad=True)
+        coalign.soft_align(f_a, f_b, a, b).beta.sum().backward()
+        print(coalign.explain(f_a, f_b, a, b))
+        try:
+            coalign.soft_align(f_a, f_b, a, b, backend="triton")
+        except coalign.BackendUnavailable as error:
+            print("unavailable:", error)
+        assert "triton" not in sys.modules
+        """
+    )
+    assert "triton     no: Triton is not installed" in out
+    assert "reference  serves" in out
+    assert "unavailable: backend 'triton' can't serve this call" in out
+
+
+def test_import_is_light():
+    """Importing the package imports neither Triton nor the compiler."""
+    out = in_fresh_process("import sys, coalign; print([m for m in ('triton', 'torch._dynamo') if m in sys.modules])")
+    assert out.strip() == "[]"
+
+
+def test_first_call_ever_may_be_compiled():
+    """Nothing needs warming up before torch.compile(fullgraph=True), here with the default compiler."""
+    out = in_fresh_process(
+        """
+        import torch, coalign
+
+        @torch.compile(fullgraph=True)
+        def call(f_a, f_b, a, b):
+            beta, alpha = coalign.soft_align(f_a, f_b, a, b)
+            return (beta.tanh() * 2).sum() + alpha.sum()
+
+        tensors = [t.requires_grad_() for t in torch.randn(4, 2, 5, 3)]
+        gradients = torch.autograd.grad(call(*tensors), tensors)
+        beta, alpha = coalign.soft_align(*tensors)
+        expected = torch.autograd.grad((beta.tanh() * 2).sum() + alpha.sum(), tensors)
+        torch.testing.assert_close(gradients, expected)
+        print("compiled")
+        """
+    )
+    assert out.strip() == "compiled"

@@ -1,0 +1,260 @@
+"""What holds between calls, for every backend: equal ways of saying the same, symmetry, the same bits, no traces."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from coalign import BackendUnavailable, SoftAlignment, SoftAlignmentWithLse, soft_align, soft_align_packed
+from coalign.testing import BUDGET, Case, error, run
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+SHORT = Case("short", 12, 9, tokens_a=(12, 3), tokens_b=(5, 9), extent_a="lengths", extent_b="lengths")
+LONG = Case("long", 140, 9, tokens_a=(133, 3), tokens_b=(5, 9), extent_a="lengths", extent_b="lengths")
+WIDE = Case("wide", 20, 9, h=200, d_a=100, d_b=100)
+REGIMES = pytest.mark.parametrize("case", [SHORT, LONG], ids=lambda case: case.name)
+
+
+def assert_same_bits(found, other):
+    assert found.keys() == other.keys()
+    for name in found:
+        assert torch.equal(found[name], other[name]), name
+
+
+def assert_close(found, other, names=None):
+    """Equal but for float32 rounding."""
+    for name in names or other:
+        assert error(found[name], other[name].double().cpu()) <= BUDGET[torch.float32], name
+
+
+@REGIMES
+def test_prefix_mask_is_lengths(case, backend):
+    masked = case.but(extent_a="mask", extent_b="mask", prefix=True)
+    assert_same_bits(
+        run(masked.operands(backend.device), backend.name), run(case.operands(backend.device), backend.name)
+    )
+
+
+@REGIMES
+def test_full_lengths_are_no_lengths(case, backend):
+    full = case.but(tokens_a=None, tokens_b=None)
+    without = full.but(extent_a="full", extent_b="full")
+    assert_close(run(full.operands(backend.device), backend.name), run(without.operands(backend.device), backend.name))
+
+
+@REGIMES
+def test_packed_is_padded(case, backend):
+    """The same pairs, stored without padding, give the same rows and the same gradients."""
+    operands = case.operands(backend.device)
+    keep = {side: ~operands.padding(side).to(backend.device) for side in "ab"}
+    leaves = {
+        name: t[keep[name[-1]]].requires_grad_()
+        for name, t in (("f_a", operands.f_a), ("f_b", operands.f_b), ("a", operands.a), ("b", operands.b))
+    }
+    offsets = [torch.nn.functional.pad(keep[side].sum(-1).cumsum(0), (1, 0)).int() for side in "ab"]
+    outputs = soft_align_packed(*leaves.values(), *offsets, case.m, case.n, return_lse=True, backend=backend.name)
+    upstream = [g[keep[side]] for g, side in zip(operands.upstream, "abab", strict=True)]
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), upstream)
+
+    padded = run(operands, backend.name)
+    packed = dict(zip(padded, (*outputs, *gradients), strict=True))
+    assert_close(packed, {name: t[keep["a" if t.shape[1] == case.m else "b"]] for name, t in padded.items()})
+
+
+@pytest.mark.parametrize("case", [c.but(bias="full", scale=0.7) for c in (SHORT, LONG)], ids=lambda case: case.name)
+def test_swapping_sides_swaps_results(case, backend):
+    operands = case.operands(backend.device)
+    found = run(operands, backend.name)
+    f_a, f_b, a, b, bias = operands.differentiable().values()
+    outputs = soft_align(
+        f_b, f_a, b, a, bias=bias.mT, scale=case.scale, return_lse=True, backend=backend.name,
+        lengths_a=operands.options["lengths_b"], lengths_b=operands.options["lengths_a"],
+    )  # fmt: skip
+    dbeta, dalpha, dlse_a, dlse_b = operands.upstream
+    gradients = torch.autograd.grad(outputs, (f_a, f_b, a, b, bias), (dalpha, dbeta, dlse_b, dlse_a))
+    alpha, beta, lse_b, lse_a = outputs
+    assert_close(dict(zip(found, (beta, alpha, lse_a, lse_b, *gradients), strict=True)), found)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [SHORT, LONG, WIDE, WIDE.but(m=150, batch=(1,), name="wide, long"), SHORT.but(dtype=torch.bfloat16, name="bf16")],
+    ids=lambda case: case.name,
+)
+def test_same_bits_every_time(case, backend):
+    first = run(case.operands(backend.device), backend.name)
+    again = run(case.operands(backend.device), backend.name)
+    assert_same_bits(first, again)
+
+
+@REGIMES
+def test_a_pair_does_not_depend_on_its_batch(case, backend):
+    """The second pair alone gives what it gave in company: its tokens are all that counts."""
+    operands = case.operands(backend.device)
+    together = run(operands, backend.name)
+    second = {name: t[1:] for name, t in operands.options.items() if name != "scale"}
+    alone = soft_align(
+        operands.f_a[1:], operands.f_b[1:], operands.a[1:], operands.b[1:],
+        return_lse=True, backend=backend.name, **second,
+    )  # fmt: skip
+    assert_close(alone._asdict(), {name: together[name][1:] for name in alone._fields})
+
+
+@REGIMES
+def test_inputs_are_not_modified(case, backend):
+    operands = case.but(bias="full").operands(backend.device)
+    tensors = [*operands.differentiable().values(), *operands.upstream, operands.options["lengths_a"]]
+    before = [t.detach().clone() for t in tensors]
+    run(operands, backend.name)
+    for t, copy in zip(tensors, before, strict=True):
+        assert torch.equal(t.nan_to_num(7.0), copy.nan_to_num(7.0))
+
+
+@REGIMES
+@pytest.mark.parametrize("used", [["beta"], ["alpha"], ["lse_a"], ["lse_b"], ["beta", "lse_b"]], ids="+".join)
+def test_gradient_of_some_outputs(case, used, backend):
+    """An output that the loss does not use counts as a zero gradient."""
+    operands = case.operands(backend.device)
+    leaves = operands.differentiable()
+    outputs = soft_align(**leaves, **operands.options, return_lse=True, backend=backend.name)
+    upstream = dict(zip(outputs._fields, operands.upstream, strict=True))
+    partial = torch.autograd.grad(
+        [getattr(outputs, name) for name in used], list(leaves.values()), [upstream[name] for name in used]
+    )
+    for name in upstream.keys() - set(used):
+        upstream[name].zero_()
+    whole = run(operands, backend.name)
+    assert_close(
+        {f"grad_{name}": g for name, g in zip(leaves, partial, strict=True)}, whole, [f"grad_{x}" for x in leaves]
+    )
+
+
+@REGIMES
+@pytest.mark.parametrize("wanted", ["f_a", "b", "bias"])
+def test_gradient_of_some_operands(case, wanted, backend):
+    operands = case.but(bias="shared").operands(backend.device)
+    leaves = operands.differentiable()
+    for name, t in leaves.items():
+        t.requires_grad_(name == wanted)
+    outputs = soft_align(**leaves, **operands.options, return_lse=True, backend=backend.name)
+    gradients = torch.autograd.grad(outputs, leaves[wanted], operands.upstream)
+    assert_close({f"grad_{wanted}": gradients[0]}, run(operands, backend.name), [f"grad_{wanted}"])
+
+
+@REGIMES
+def test_upstream_gradient_of_a_sum(case, backend):
+    """sum() sends back one expanded number, a gradient with strides of 0."""
+    operands = case.operands(backend.device)
+    leaves = operands.differentiable()
+    beta, alpha = soft_align(**leaves, **operands.options, backend=backend.name)
+    expanded = torch.autograd.grad(beta.sum() + alpha.sum(), list(leaves.values()), retain_graph=True)
+    dense = torch.autograd.grad(
+        (beta, alpha), list(leaves.values()), (torch.ones_like(beta).contiguous(), torch.ones_like(alpha).contiguous())
+    )
+    for found, other in zip(expanded, dense, strict=True):
+        assert torch.equal(found, other)
+
+
+@REGIMES
+def test_lse_is_optional(case, backend):
+    operands = case.operands(backend.device)
+    call = {**operands.differentiable(), **operands.options, "backend": backend.name}
+    without, with_lse = soft_align(**call), soft_align(**call, return_lse=True)
+    assert type(without) is SoftAlignment
+    assert type(with_lse) is SoftAlignmentWithLse
+    assert torch.equal(without.beta, with_lse.beta)
+    assert torch.equal(without.alpha, with_lse.alpha)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_shapes_and_dtypes(dtype, backend):
+    f_a, f_b, a, b = (
+        SHORT.but(dtype=dtype, batch=(2, 1), tokens_a=None, tokens_b=None)
+        .operands(backend.device)
+        .differentiable()
+        .values()
+    )
+    found = soft_align(f_a, f_b, a, b, return_lse=True, backend=backend.name)
+    assert [t.shape for t in found] == [(2, 1, 12, 5), (2, 1, 9, 6), (2, 1, 12), (2, 1, 9)]
+    assert [t.dtype for t in found] == [dtype, dtype, torch.float32, torch.float32]
+    assert all(t.requires_grad and t.device.type == backend.device for t in found)
+    with torch.no_grad():
+        assert not any(t.requires_grad for t in soft_align(f_a, f_b, a, b, backend=backend.name))
+
+
+@pytest.mark.parametrize("extent", ["lengths", "mask"])
+def test_one_extent_for_a_whole_batch(extent, backend):
+    """Lengths and masks broadcast over batch dimensions, heads above all."""
+    case = SHORT.but(batch=(2, 3), tokens_a=(4, 4, 4, 9, 9, 9), tokens_b=None, extent_a=extent, extent_b="full")
+    case = case.but(prefix=True)
+    operands = case.operands(backend.device)
+    short = {name: t[:, :1] for name, t in operands.options.items() if name != "scale"}
+    found = soft_align(
+        operands.f_a, operands.f_b, operands.a, operands.b, return_lse=True, backend=backend.name, **short
+    )
+    assert_close(found._asdict(), run(operands, backend.name), found._fields)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_dtypes_of_lengths(dtype, backend):
+    operands = SHORT.operands(backend.device)
+    expected = run(operands, backend.name)
+    for name in ("lengths_a", "lengths_b"):
+        operands.options[name] = operands.options[name].to(dtype)
+    assert_same_bits(run(operands, backend.name), expected)
+
+
+def test_strided_lengths_and_masks(backend):
+    """A column of a table is as good as a tensor of its own."""
+    operands = SHORT.operands(backend.device)
+    expected = run(operands, backend.name)
+    lengths = operands.options["lengths_a"]
+    operands.options["lengths_a"] = torch.stack([lengths, lengths + 100], 1)[:, 0]
+    assert_same_bits(run(operands, backend.name), expected)
+
+    holes = SHORT.but(extent_a="mask", extent_b="mask").operands(backend.device)
+    expected = run(holes, backend.name)
+    holes.options["mask_a"] = holes.options["mask_a"].mT.contiguous().mT
+    assert_same_bits(run(holes, backend.name), expected)
+
+
+@REGIMES
+def test_second_derivative(case, backend):
+    """Through the reference, whatever backend was named: the derivative of a gradient penalty."""
+
+    def penalty_gradient(dtype, name):
+        operands = case.operands(backend.device)
+        leaves = [t.detach().to(dtype).requires_grad_() for t in operands.differentiable().values()]
+        outputs = soft_align(*leaves, **operands.options, return_lse=True, backend=name)
+        upstream = [g.to(o) for g, o in zip(operands.upstream, outputs, strict=True)]
+        first = torch.autograd.grad(outputs, leaves, upstream, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+    truth = penalty_gradient(torch.float64, "reference")
+    for found, t in zip(penalty_gradient(torch.float32, backend.name), truth, strict=True):
+        assert error(found, t.cpu()) <= BUDGET[torch.float32]
+
+
+def test_calls_from_many_threads(backend):
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("Triton's interpreter keeps the running program in a global: one thread at a time")
+    cases = [case.but(seed=seed) for seed in range(4) for case in (SHORT, LONG)]
+    expected = [run(case.operands(backend.device), backend.name) for case in cases]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda case: run(case.operands(backend.device), backend.name), cases))
+    for one, other in zip(found, expected, strict=True):
+        assert_same_bits(one, other)
+
+
+def test_float64(backend):
+    """The reference serves it; a backend that does not must say so, and never fall back when named."""
+    operands = SHORT.but(dtype=torch.float64).operands(backend.device)
+    if backend.name == "triton":
+        with pytest.raises(BackendUnavailable, match=r"'triton'.*float64"):
+            run(operands, backend.name)
+    else:
+        assert run(operands, backend.name)["lse_a"].dtype == torch.float64

@@ -1,0 +1,146 @@
+"""The operator inside PyTorch: opcheck, torch.compile, torch.export, autocast; for every backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from coalign import soft_align, soft_align_packed
+from coalign.testing import BUDGET, Case, Operands, error
+
+RAGGED = Case("ragged", 5, 4, tokens_a=(5, 3), tokens_b=(1, 4), extent_a="lengths", extent_b="lengths")
+CASES = [
+    Case("full", 5, 4),
+    Case("heads", 5, 4, batch=(2, 2), strides="heads"),
+    RAGGED.but(bias="full"),
+    RAGGED.but(name="masks", extent_a="mask", extent_b="mask", bias="shared"),
+    RAGGED.but(name="packed", extent_a="packed", extent_b="packed"),
+    Case("empty", 0, 4),
+]
+WITH_CASES = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+class Aligned(nn.Module):
+    """A small module with the operator in its middle."""
+
+    def __init__(self, backend: str | None):
+        super().__init__()
+        self.backend = backend
+        self.f = nn.Linear(6, 8)
+
+    def forward(self, a: Tensor, b: Tensor, lengths_a: Tensor, mask_b: Tensor) -> tuple[Tensor, Tensor]:
+        beta, alpha = soft_align(
+            self.f(a), self.f(b), a, b, lengths_a=lengths_a, mask_b=mask_b, scale=0.5, backend=self.backend
+        )
+        return torch.cat([a, beta], -1), alpha
+
+
+def module_and_inputs(backend, batch: int = 2, m: int = 5, n: int = 4):
+    torch.manual_seed(0)
+    module = Aligned(backend.name).to(backend.device)
+    a, b = torch.randn(batch, m, 6), torch.randn(batch, n, 6)
+    lengths_a, mask_b = torch.randint(1, m + 1, (batch,)), torch.rand(batch, n) < 0.7
+    return module, [t.to(backend.device) for t in (a, b, lengths_a, mask_b)]
+
+
+def flat_arguments(operands: Operands, backend: str) -> tuple[Any, ...]:
+    """The forward operator's arguments, in its schema's order."""
+    case = operands.case
+    extents = {name[-1]: t for name, t in operands.options.items() if name.startswith(("lengths", "mask", "offsets"))}
+    bias = None if operands.bias is None else operands.bias.expand(*case.batch, case.m, case.n)
+    tensors = (operands.f_a, operands.f_b, operands.a, operands.b, extents.get("a"), extents.get("b"), bias)
+    return *tensors, case.m, case.n, case.scale, backend
+
+
+@WITH_CASES
+def test_opcheck(case, backend):
+    forward = torch.ops.coalign.soft_align.default
+    operands = case.operands(backend.device)
+    arguments = flat_arguments(operands, backend.name)
+    torch.library.opcheck(forward, arguments)
+    outputs = forward(*arguments)
+    for lse_grads in (operands.upstream[2:], (None, None)):
+        torch.library.opcheck(
+            torch.ops.coalign.soft_align_backward.default,
+            (*arguments, *outputs, *operands.upstream[:2], *lse_grads, arguments[6] is not None),
+        )
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compile(backend, dynamic):
+    """One graph, forward and backward; with dynamic shapes no recompilation either."""
+    torch._dynamo.reset()
+    module, inputs = module_and_inputs(backend)
+    compiled = torch.compile(module, fullgraph=True, dynamic=dynamic or None, backend="aot_eager")
+    check_same(module, compiled, inputs)
+    if dynamic:
+        with torch.compiler.set_stance("fail_on_recompile"):
+            check_same(module, compiled, module_and_inputs(backend, batch=3, m=7, n=6)[1])
+
+
+def test_compile_packed(backend):
+    torch._dynamo.reset()
+    operands = RAGGED.but(extent_a="packed", extent_b="packed").operands(backend.device)
+
+    def call(f_a, f_b, a, b):
+        return soft_align_packed(f_a, f_b, a, b, **operands.options, backend=backend.name)
+
+    arguments = list(operands.differentiable().values())
+    expected = call(*arguments)
+    found = torch.compile(call, fullgraph=True, backend="aot_eager")(*arguments)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(
+        torch.autograd.grad(found, arguments, operands.upstream[:2]),
+        torch.autograd.grad(expected, arguments, operands.upstream[:2]),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
+def test_export(backend, strict):
+    """One node of the graph, whose batch stays dynamic."""
+    module, inputs = module_and_inputs(backend)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    exported = torch.export.export(module, tuple(inputs), dynamic_shapes=[{0: batch}] * 4, strict=strict)
+    graphs = [m.graph for m in exported.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    nodes = [n for graph in graphs for n in graph.nodes if n.target is torch.ops.coalign.soft_align.default]
+    assert len(nodes) == 1
+    larger = module_and_inputs(backend, batch=5)[1]
+    for found, expected in zip(exported.module()(*larger), module(*larger), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(backend, dtype):
+    """float32 operands are cast as torch's own attention casts them, and their gradients come back as float32."""
+    operands = RAGGED.operands(backend.device)
+    leaves = operands.differentiable()
+    with torch.autocast(backend.device, dtype):
+        found = soft_align(**leaves, **operands.options, return_lse=True, backend=backend.name)
+        attention = nn.functional.scaled_dot_product_attention(*torch.randn(3, 1, 1, 4, 8, device=backend.device))
+    assert found.beta.dtype == found.alpha.dtype == attention.dtype == dtype
+    assert found.lse_a.dtype == torch.float32
+    by_hand = {name: t.detach().to(dtype).requires_grad_() for name, t in leaves.items()}
+    expected = soft_align(**by_hand, **operands.options, return_lse=True, backend=backend.name)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    upstream = [g.to(o) for g, o in zip(operands.upstream, found, strict=True)]
+    gradients = torch.autograd.grad(found, list(leaves.values()), upstream)
+    assert all(g.dtype == torch.float32 for g in gradients)
+    for one, other in zip(gradients, torch.autograd.grad(expected, list(by_hand.values()), upstream), strict=True):
+        assert torch.equal(one, other.float())
+
+
+def check_same(module: nn.Module, other, inputs: list[Tensor]) -> None:
+    """Both give the same outputs, and the same gradients of the module's parameters."""
+    results = []
+    for call in (module, other):
+        outputs = call(*inputs)
+        loss = sum((o * o.detach().cos()).sum() for o in outputs)
+        results.append((*outputs, *torch.autograd.grad(loss, list(module.parameters()))))
+    for one, two in zip(*results, strict=True):
+        assert error(two, one.detach().double().cpu()) <= BUDGET[torch.float32]
