@@ -1,0 +1,51 @@
+"""Words and their ids."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import overload
+
+UNKNOWN, PADDING = "<unk>", "<pad>"
+
+
+class Vocabulary:
+    """Words to ids and back, in d2l's conventions.
+
+    Id 0 is <unk>, the id of every word that is not here; id 1 is <pad>; then come the words that occur at
+    least min_freq times, the frequent ones first, and in alphabetical order where they are equally frequent.
+    """
+
+    def __init__(self, sentences: Iterable[Sequence[str]], min_freq: int = 1) -> None:
+        counts = Counter(token for sentence in sentences for token in sentence)
+        frequent = sorted((t for t, n in counts.items() if n >= min_freq), key=lambda t: (-counts[t], t))
+        self.tokens = [UNKNOWN, PADDING, *(t for t in frequent if t not in (UNKNOWN, PADDING))]
+        self._ids = {token: i for i, token in enumerate(self.tokens)}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __contains__(self, token: str) -> bool:
+        return token in self._ids
+
+    @overload
+    def __getitem__(self, tokens: str) -> int: ...
+    @overload
+    def __getitem__(self, tokens: Sequence[str]) -> list[int]: ...
+    def __getitem__(self, tokens: str | Sequence[str]) -> int | list[int]:
+        """The id of a word, or the ids of a sequence of words."""
+        if isinstance(tokens, str):
+            return self._ids.get(tokens, 0)
+        return [self._ids.get(token, 0) for token in tokens]
+
+    @property
+    def padding(self) -> int:
+        """The id of <pad>."""
+        return self._ids[PADDING]
+
+    def to_tokens(self, ids: Iterable[int]) -> list[str]:
+        """The words of these ids. Raises IndexError for an id outside the vocabulary."""
+        found = list(ids)
+        if any(not 0 <= i < len(self) for i in found):
+            raise IndexError(f"ids must lie between 0 and {len(self) - 1}; found {min(found)} to {max(found)}")
+        return [self.tokens[i] for i in found]

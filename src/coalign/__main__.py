@@ -1,0 +1,5 @@
+"""python -m coalign."""
+
+from .cli import app
+
+app(prog_name="coalign")

@@ -1,0 +1,80 @@
+"""Soft alignments as pictures: in the terminal, and as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from .lexical import WordAlignment
+
+_TITLES = (
+    "each premise word (row) over the hypothesis: rows sum to 100",
+    "each hypothesis word (column) over the premise: columns sum to 100",
+)
+
+
+def print_alignment(alignment: WordAlignment, console: Console) -> None:
+    """Both directions as tables of percentages, the darker the more."""
+    for title, weights in zip(_TITLES, (alignment.p, alignment.q), strict=True):
+        console.print(f"\n[bold]{title}[/]", highlight=False)
+        console.print(_table(alignment, weights, console.width))
+
+
+def _table(alignment: WordAlignment, weights: Tensor, width: int) -> Table:
+    cell = 4
+    longest = max(map(len, alignment.premise))
+    room = (width - longest - 4) // max(1, len(alignment.hypothesis))
+    table = Table(box=None, padding=(0, 0), pad_edge=False)
+    table.add_column("", justify="right", no_wrap=True)
+    for word in alignment.hypothesis:
+        shown = word if len(word) < room or room <= cell else word[: room - 2] + "…"
+        table.add_column(Text(f" {shown} "), justify="center", no_wrap=True, min_width=cell)
+    for word, row in zip(alignment.premise, weights.tolist(), strict=True):
+        table.add_row(Text(f"{word} "), *(_cell(weight) for weight in row))
+    return table
+
+
+def _cell(weight: float) -> Text:
+    """A percentage on a background from the terminal's own to deep blue; nothing where it rounds to 0."""
+    percent = round(100 * weight)
+    shade = [round(255 + (to - 255) * min(1.0, weight) ** 0.7) for to in (8, 69, 148)]
+    colour = "white" if weight > 0.4 else "black"
+    return (
+        Text(f"{percent:^5}", style=f"{colour} on rgb({shade[0]},{shade[1]},{shade[2]})")
+        if percent
+        else Text("  ·  ", style="dim")
+    )
+
+
+def plot_alignment(alignment: WordAlignment, path: Path) -> None:
+    """Write both directions as heat maps; the ending names the format (png, svg, pdf).
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: matplotlib does not know the ending.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("a plot needs matplotlib: pip install 'coalign[plot]'") from None
+    m, n = len(alignment.premise), len(alignment.hypothesis)
+    figure = Figure(figsize=(3 + 1.1 * n, 1.6 + 0.38 * m), layout="constrained")
+    titles = (
+        "β: each premise word's weights\n(rows sum to 1)",
+        "α: each hypothesis word's weights\n(columns sum to 1)",
+    )
+    for axes, title, weights in zip(
+        figure.subplots(1, 2, sharey=True), titles, (alignment.p, alignment.q), strict=True
+    ):
+        image = axes.imshow(weights.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axes.set_title(title, fontsize=10)
+        axes.set_xticks(range(n), alignment.hypothesis, rotation=45, ha="right")
+        axes.set_yticks(range(m), alignment.premise)
+        axes.set_xlabel("hypothesis")
+    figure.axes[0].set_ylabel("premise")
+    figure.colorbar(image, ax=figure.axes, label="weight", shrink=0.9)
+    figure.savefig(path, dpi=150)

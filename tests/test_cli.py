@@ -1,0 +1,148 @@
+"""The command line, as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import coalign
+from coalign import demo
+from coalign.cli import app
+from coalign.lexical import align_words, character_vectors
+
+
+@pytest.fixture
+def run():
+    runner = CliRunner()
+    return lambda *words: runner.invoke(app, [str(word) for word in words])
+
+
+def process(*words, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "coalign", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "120", **environment},
+    )
+
+
+def test_demo_checks_every_tensor_on_both_backends():
+    shown = process("demo", "--pairs", "24", "--batch-size", "12")
+    assert shown.returncode == 0, shown.stderr
+    assert "24 pairs of the embedded set" in shown.stdout
+    assert "gradient of attend.f.1.weight" in shown.stdout
+    assert "forward + backward" in shown.stdout
+    assert "rows sum to 100" in shown.stdout
+    assert "TOO LARGE" not in shown.stdout
+    if not torch.cuda.is_available():
+        assert "ran on the backend reference" in shown.stdout
+        assert "triton (interpreted)" in shown.stdout
+
+
+def test_demo_as_json(run):
+    found = json.loads(run("demo", "--json", "--pairs", 9, "--device", "cpu", "--rounds", 1).stdout)
+    assert found["passed"]
+    assert found["pairs"] == 9
+    assert {"beta", "alpha", "class scores", "gradient of embedding.weight"} <= found["errors"].keys()
+    assert all(0 <= error <= demo.BUDGET for error in found["errors"].values())
+
+
+def test_demo_fails_when_an_error_is_too_large(run, monkeypatch):
+    """A wrong operator does not pass: here β is scaled by 1 %."""
+    from coalign.model import attend
+
+    def wrong(*arguments, **options):
+        found = coalign.soft_align(*arguments, **options)
+        return found._replace(beta=1.01 * found.beta)
+
+    monkeypatch.setattr(attend, "soft_align", wrong)
+    result = run("demo", "--json", "--pairs", 9, "--device", "cpu", "--rounds", 1)
+    assert result.exit_code == 1
+    assert not json.loads(result.stdout)["passed"]
+
+
+def test_demo_on_a_file(run, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    pair = {"gold_label": "neutral", "sentence1": "Two dogs play .", "sentence2": "Dogs play ball ."}
+    unlabelled = pair | {"gold_label": "-"}
+    path.write_text("\n".join(map(json.dumps, [pair, unlabelled, pair])))
+    result = run("demo", "--json", "--data", path, "--device", "cpu", "--rounds", 1)
+    assert json.loads(result.stdout)["pairs"] == 2
+    assert "left out 1 pairs without a label" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("demo", "--data", "nonesuch.jsonl"), "nonesuch.jsonl"),
+        (("demo", "--backend", "nonesuch"), "'nonesuch' is no backend"),
+        (("demo", "--backend", "triton", "--device", "cpu"), "Triton runs on GPU tensors"),
+        (("demo", "--device", "nonesuch"), "--device nonesuch"),
+        (("align", "", "b"), "the premise has no words"),
+        (("align", "a", "b", "--scale", "inf"), "scale must be finite"),
+        (("align", "a", "b", "--plot", "x.nonesuch"), "nonesuch"),
+        (("kernels", "--arch", "sm_1"), "sm_1 is none of sm_80"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_runs(run, words, message):
+    result = run(*words)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_malformed_line_is_named(run, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("{\n")
+    result = run("demo", "--data", path)
+    assert result.exit_code == 1
+    assert "line 1: not JSON" in result.stderr
+
+
+def test_align_draws_words_aligned_to_words(run, tmp_path):
+    plot = tmp_path / "alignment.png"
+    result = run("align", "Two dogs run", "Some dogs are running", "--plot", plot)
+    assert result.exit_code == 0, result.output
+    assert "dogs" in result.stdout
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_similar_words_align():
+    alignment = align_words(["two", "dogs", "run"], ["the", "dog", "is", "running"])
+    assert alignment.p.argmax(1)[1:].tolist() == [1, 3]
+    assert alignment.q.argmax(0)[[1, 3]].tolist() == [1, 2]
+    torch.testing.assert_close(alignment.p.sum(1), torch.ones(3))
+    torch.testing.assert_close(alignment.q.sum(0), torch.ones(4))
+
+
+def test_character_vectors_have_length_one():
+    torch.testing.assert_close(character_vectors(["a", "Dogs", "…"]).norm(dim=-1), torch.ones(3))
+
+
+def test_doctor(run):
+    found = json.loads(run("doctor", "--json").stdout)
+    assert found["versions"]["coalign"] == coalign.__version__
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["backends"].keys() == set(coalign.BACKENDS)
+    assert found["backends"]["reference"]["cpu"] == "ready"
+    assert found["backends"]["triton"]["cpu"].startswith("off: Triton")
+    shown = run("doctor").stdout
+    assert "reference" in shown
+    assert "COALIGN_BACKEND" in shown
+
+
+def test_kernels_lists_what_was_compiled(run):
+    pytest.importorskip("triton")
+    rows = json.loads(run("kernels", "--only", "tile_forward <=16 half", "--json").stdout)
+    assert [(row["kernel"], row["architecture"], row["spilled"]) for row in rows] == [("tile_forward <=16", "sm_90", 0)]
+    assert "registers" in run("kernels", "--only", "tile_forward <=16 half").stdout
+
+
+def test_version_and_help():
+    assert process("--version").stdout.strip() == coalign.__version__
+    assert "demo" in process("--help").stdout
