@@ -56,11 +56,14 @@ def report(architectures: Sequence[str], only: str, as_json: bool, console: Cons
 
 
 def _print(rows: list[dict], console: Console) -> None:
-    table = Table(caption="spilled and shared in bytes a program; matrix: tensor-core instructions; no GPU is needed")
-    for name in ("kernel", "arithmetic", "architecture"):
-        table.add_column(name, no_wrap=True)
-    for name in ("warps", "registers", "spilled", "shared", "matrix", "instructions", "occupancy"):
-        table.add_column(name, justify="right")
+    table = Table(
+        box=None,
+        padding=(0, 1, 0, 0),
+        caption="spilled and shared: bytes a program; matrix: tensor-core instructions; occupancy: an estimate",
+    )
+    headers = ("kernel", "math", "arch", "warps", "regs", "spill", "shared", "matrix", "instr", "occup")
+    for place, name in enumerate(headers):
+        table.add_column(name, no_wrap=True, justify="right" if place > 2 else "left")
     for row in rows:
         style = "red" if row["faults"] else "yellow" if row["spilled"] else ""
         table.add_row(*(str(value) for name, value in row.items() if name != "faults"), style=style)
