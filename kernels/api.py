@@ -137,7 +137,7 @@ def soft_align_packed(
     Raises:
         TypeError, ValueError, BackendUnavailable: as in `soft_align`.
     """
-    _check_operands(f_a, f_b, a, b, packed=True)
+    f_a, f_b, a, b = _operands(f_a, f_b, a, b, packed=True)
     _check_scale(scale)
     for letter, offsets, length in (("a", offsets_a, max_length_a), ("b", offsets_b, max_length_b)):
         _check_tensor(f"offsets_{letter}", offsets, f_a)
@@ -154,7 +154,6 @@ def soft_align_packed(
             "offsets_a and offsets_b must describe the same number of pairs; they have "
             f"{offsets_a.shape[0]} and {offsets_b.shape[0]} entries"
         )
-    f_a, f_b, a, b = _autocast(f_a, f_b, a, b)
     found = ops.align(
         Side(f_a, a, offsets_a, max_length_a), Side(f_b, b, offsets_b, max_length_b), None, float(scale), backend
     )
@@ -189,7 +188,7 @@ def _padded(
 ) -> tuple[Side, Side, Tensor | None]:
     # fmt: on
     """Check every argument of `soft_align`, and expand what broadcasts."""
-    _check_operands(f_a, f_b, a, b, packed=False)
+    f_a, f_b, a, b = _operands(f_a, f_b, a, b, packed=False)
     _check_scale(scale)
     extent_a = _extent("a", f_a, mask_a, lengths_a)
     extent_b = _extent("b", f_b, mask_b, lengths_b)
@@ -199,13 +198,15 @@ def _padded(
             like = f"{f_a.dtype}, like f_a" + ("" if f_a.dtype == torch.float32 else ", or torch.float32")
             raise TypeError(f"bias must be {like}, not {bias.dtype}")
         bias = _expand("bias", bias, (*f_a.shape[:-1], f_b.shape[-2]), "(*batch, m, n)")
-    f_a, f_b, a, b = _autocast(f_a, f_b, a, b)
     return Side(f_a, a, extent_a, f_a.shape[-2]), Side(f_b, b, extent_b, f_b.shape[-2]), bias
 
 
-def _check_operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> None:
+def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four operands checked, and cast where autocast says so."""
     for name, t in (("f_a", f_a), ("f_b", f_b), ("a", a), ("b", b)):
         _check_tensor(name, t, f_a)
+    f_a, f_b, a, b = _autocast(f_a, f_b, a, b)
+    for name, t in (("f_a", f_a), ("f_b", f_b), ("a", a), ("b", b)):
         if t.dtype not in DTYPES:
             raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, not {t.dtype}")
         if t.dtype != f_a.dtype:
@@ -230,9 +231,11 @@ def _check_operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool
         raise ValueError(
             f"f_a and f_b must have the same batch dimensions; they are {tuple(f_a.shape)} and {tuple(f_b.shape)}"
         )
+    return f_a, f_b, a, b
 
 
 def _check_tensor(name: str, value: object, like: Tensor) -> None:
+    """like: f_a, which is checked first."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")
     if value.layout != torch.strided:
@@ -279,10 +282,10 @@ def _expand(name: str, t: Tensor, shape: tuple[int, ...], meaning: str) -> Tenso
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The operands as autocast would have them: float64 is left alone, as torch's own attention leaves it."""
     kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind) or tensors[0].dtype == torch.float64:
+    if not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(t.to(dtype) for t in tensors)
+    return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
 
 
 def _fold(side: Side) -> Side:

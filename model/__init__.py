@@ -1,1 +1,8 @@
-"""layers"""
+"""The Decomposable Attention model and its layers, in d2l's names."""
+
+from .aggregate import Aggregate
+from .attend import Attend
+from .compare import Compare
+from .decomposable_attention import DecomposableAttention
+
+__all__ = ["Aggregate", "Attend", "Compare", "DecomposableAttention"]

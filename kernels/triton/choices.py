@@ -1,8 +1,9 @@
 """Tile sizes, warps and stages: one small table a kernel.
 
 Chosen from compiled code (Triton 3.9 for sm_80, sm_90, sm_100, sm_120 and gfx942; `coalign kernels` prints the
-report): the largest tiles that keep everything in registers at d2l's widths (h = 200, d = 100). One warp too few
-is a cliff of thousands of spilled bytes. No GPU has timed these yet.
+report): the largest tiles that keep everything in registers. One warp too few is a cliff of thousands of spilled
+bytes. What still spills is the stream kernels' backward pass in IEEE float32 when the widths exceed 128 (some 500
+bytes) and wherever they exceed 64 on gfx942, and a 128-row tile on sm_100 (some 150). No GPU has timed any yet.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def arithmetic(dtype: torch.dtype, tf32: bool) -> Arithmetic:
 _TILE_WARPS: dict[bool, dict[Arithmetic, dict[int, int]]] = {
     False: {
         "half": {16: 1, 32: 4, 64: 4, 128: 8},
-        "tf32": {16: 1, 32: 4, 64: 8, 128: 8},
+        "tf32": {16: 1, 32: 4, 64: 4, 128: 8},
         "ieee": {16: 4, 32: 4, 64: 8, 128: 8},
     },
     True: {
@@ -62,17 +63,18 @@ def tile(longest: int, ragged: bool, h: int, d: int, kind: Arithmetic, backward:
     )
 
 
-# widest of h and d, rounded up to a power of two -> (BLOCK_M, BLOCK_N, warps); the last row serves all wider
-_STREAM: dict[bool, dict[Arithmetic, dict[int, tuple[int, int, int]]]] = {
+# widest of h and d, rounded up to a power of two (the last row serves all wider)
+# -> BLOCK_M, BLOCK_N, BLOCK_H and BLOCK_D at most, warps, stages
+_STREAM: dict[bool, dict[Arithmetic, dict[int, tuple[int, int, int, int, int, int]]]] = {
     False: {
-        "half": {64: (128, 64, 8), 128: (128, 64, 8), 256: (64, 64, 4)},
-        "tf32": {64: (128, 64, 8), 128: (64, 64, 8), 256: (64, 32, 8)},
-        "ieee": {64: (64, 32, 8), 128: (64, 32, 8), 256: (32, 32, 8)},
+        "half": {64: (128, 64, 64, 64, 8, 2), 128: (128, 64, 128, 128, 8, 2), 256: (64, 32, 256, 128, 4, 2)},
+        "tf32": {64: (128, 64, 64, 64, 8, 2), 128: (64, 32, 128, 128, 8, 2), 256: (32, 32, 256, 128, 8, 2)},
+        "ieee": {64: (64, 32, 64, 64, 8, 2), 128: (64, 32, 128, 128, 8, 2), 256: (32, 32, 256, 128, 8, 2)},
     },
     True: {
-        "half": {64: (64, 64, 4), 128: (64, 32, 8), 256: (32, 32, 8)},
-        "tf32": {64: (64, 32, 8), 128: (32, 32, 8), 256: (32, 32, 8)},
-        "ieee": {64: (32, 32, 8), 128: (32, 32, 8), 256: (32, 32, 8)},
+        "half": {64: (64, 32, 64, 64, 8, 2), 128: (32, 32, 128, 128, 8, 2), 256: (32, 32, 256, 128, 8, 2)},
+        "tf32": {64: (32, 32, 64, 64, 8, 2), 128: (32, 32, 128, 128, 8, 1), 256: (32, 32, 128, 64, 8, 1)},
+        "ieee": {64: (32, 32, 64, 64, 8, 2), 128: (32, 32, 128, 64, 8, 1), 256: (32, 32, 128, 64, 8, 1)},
     },
 }
 
@@ -83,11 +85,11 @@ def stream(h: int, d: int, kind: Arithmetic, shared: int, backward: bool) -> Cho
     Half the pipeline's stages take about half the memory: that is what smaller GPUs get.
     """
     widest = min(256, max(64, _power_of_two(max(h, d))))
-    block_m, block_n, warps = _STREAM[backward][kind][widest]
+    block_m, block_n, most_h, most_d, warps, stages = _STREAM[backward][kind][widest]
     return Choice(
         num_warps=warps,
-        num_stages=2 if shared >= 160 * 1024 else 1,
-        blocks={"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_H": _block(h, 256), "BLOCK_D": _block(d, 128)},
+        num_stages=stages if shared >= 160 * 1024 else 1,
+        blocks={"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_H": _block(h, most_h), "BLOCK_D": _block(d, most_d)},
     )
 
 

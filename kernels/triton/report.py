@@ -60,6 +60,11 @@ class Case(NamedTuple):
     arithmetic: choices.Arithmetic
     launch: Launch
 
+    @property
+    def at_d2l_size(self) -> bool:
+        """A tile kernel for at most 64 tokens: what the d2l model runs, and what must not spill."""
+        return self.launch.choice.blocks.get("LARGEST", 128) <= 64
+
 
 class Compiled(NamedTuple):
     """A kernel's machine code in numbers."""

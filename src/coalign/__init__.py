@@ -10,10 +10,15 @@ from .kernels import (
     soft_align,
     soft_align_packed,
 )
+from .model import Aggregate, Attend, Compare, DecomposableAttention
 
 __all__ = [
     "BACKENDS",
+    "Aggregate",
+    "Attend",
     "BackendUnavailable",
+    "Compare",
+    "DecomposableAttention",
     "SoftAlignment",
     "SoftAlignmentWithLse",
     "__version__",

@@ -1,0 +1,42 @@
+"""Compare: each word with what is aligned to it (Parikh et al. 2016, section 3.2), summed over the words."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from . import plain
+from .masks import as_mask
+from .mlp import mlp
+
+
+class Compare(nn.Module):
+    """d2l's Compare, with padding left out of the sums.
+
+    Args:
+        num_inputs: width of a word's vector and of what is aligned to it, together. num_hiddens: width of g.
+        dropout: before each linear layer of g, while training.
+    """
+
+    def __init__(self, num_inputs: int, num_hiddens: int, *, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.g = mlp(num_inputs, num_hiddens, flatten=False, dropout=dropout)
+
+    def forward(
+        self,
+        A: Tensor,
+        B: Tensor,
+        beta: Tensor,
+        alpha: Tensor,
+        *,
+        mask_a: Tensor | None = None,
+        mask_b: Tensor | None = None,
+        lengths_a: Tensor | None = None,
+        lengths_b: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """A, beta (batch, m, width), B, alpha (batch, n, width) -> V_A, V_B, (batch, num_hiddens) each.
+
+        Raises:
+            TypeError, ValueError: a mask or lengths that do not fit.
+        """
+        mask_a, mask_b = as_mask("a", A, mask_a, lengths_a), as_mask("b", B, mask_b, lengths_b)
+        return plain.compare(self.g, A, B, beta, alpha, mask_a, mask_b)

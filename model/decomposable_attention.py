@@ -1,0 +1,161 @@
+"""The Decomposable Attention model: attend, compare, aggregate (Parikh et al. 2016; d2l's drop-in)."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+
+import torch
+from torch import Tensor, nn
+
+from .aggregate import Aggregate
+from .attend import Attend
+from .compare import Compare
+
+Pair = tuple[Tensor | None, Tensor | None]
+
+
+class DecomposableAttention(nn.Module):
+    """d2l's DecomposableAttention: same constructor, call, parameter names and numbers.
+
+    Args:
+        vocab: anything with a length, the number of token ids. embed_size: width of a word's vector.
+        num_hiddens: width of f, g and h.
+        num_inputs_attend, num_inputs_compare, num_inputs_agg: must be embed_size, 2 embed_size and
+            2 num_hiddens; they are arguments because they are d2l's. `from_sizes` does without.
+        num_classes: number of class scores.
+        padding_idx: the token id that stands for padding. Given, it is masked in attention and sums wherever
+            a call brings no masks or lengths of its own, and its vector is never trained (torch's
+            padding_idx; a loaded state dict keeps its value). None, d2l's behaviour: nothing is masked.
+        dropout: before each linear layer, while training.
+        backend: "reference" runs the whole model in plain PyTorch; any other is `coalign.soft_align`'s.
+
+    Raises:
+        ValueError: sizes that do not fit one another.
+    """
+
+    def __init__(
+        self,
+        vocab: Sized,
+        embed_size: int,
+        num_hiddens: int,
+        num_inputs_attend: int = 100,
+        num_inputs_compare: int = 200,
+        num_inputs_agg: int = 400,
+        *,
+        num_classes: int = 3,
+        padding_idx: int | None = None,
+        dropout: float = 0.2,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        for name, given, expected, meaning in (
+            ("num_inputs_attend", num_inputs_attend, embed_size, "embed_size"),
+            ("num_inputs_compare", num_inputs_compare, 2 * embed_size, "2 * embed_size"),
+            ("num_inputs_agg", num_inputs_agg, 2 * num_hiddens, "2 * num_hiddens"),
+        ):
+            if given != expected:
+                raise ValueError(f"{name} must be {meaning} = {expected}, not {given}; or use from_sizes")
+        if padding_idx is not None and not 0 <= padding_idx < len(vocab):
+            raise ValueError(f"padding_idx must lie between 0 and {len(vocab) - 1}, not {padding_idx}")
+        self.embedding = nn.Embedding(len(vocab), embed_size, padding_idx=padding_idx)
+        self.attend = Attend(num_inputs_attend, num_hiddens, dropout=dropout, backend=backend)
+        self.compare = Compare(num_inputs_compare, num_hiddens, dropout=dropout)
+        self.aggregate = Aggregate(num_inputs_agg, num_hiddens, num_classes, dropout=dropout)
+
+    @classmethod
+    def from_sizes(
+        cls,
+        vocab_size: int,
+        embed_size: int = 100,
+        num_hiddens: int = 200,
+        *,
+        num_classes: int = 3,
+        padding_idx: int | None = None,
+        dropout: float = 0.2,
+        backend: str | None = None,
+    ) -> DecomposableAttention:
+        """The model of these sizes, for those who have no vocabulary object. Arguments as in the class."""
+        return cls(
+            range(vocab_size),
+            embed_size,
+            num_hiddens,
+            num_inputs_attend=embed_size,
+            num_inputs_compare=2 * embed_size,
+            num_inputs_agg=2 * num_hiddens,
+            num_classes=num_classes,
+            padding_idx=padding_idx,
+            dropout=dropout,
+            backend=backend,
+        )
+
+    @property
+    def backend(self) -> str | None:
+        """What runs the model; may be set at any time, and parameters stay as they are."""
+        return self.attend.backend
+
+    @backend.setter
+    def backend(self, name: str | None) -> None:
+        self.attend.backend = name
+
+    def forward(self, X: tuple[Tensor, Tensor], *, masks: Pair | None = None, lengths: Pair | None = None) -> Tensor:
+        """Class scores of pairs of sentences.
+
+        Args:
+            X: premises (batch, m) and hypotheses (batch, n), integer token ids.
+            masks: for each side (batch, length) bool, True for a token, or None.
+            lengths: for each side (batch,) integers, or None. A side takes a mask or lengths, not both; given
+                for either side, they replace padding_idx for both.
+
+        Returns:
+            (batch, num_classes), not normalised.
+
+        Raises:
+            TypeError, ValueError: ids, masks or lengths of the wrong kind or shape.
+            IndexError: a token id outside the vocabulary (checked on the CPU; on a GPU, torch asserts).
+        """
+        A, B, extents = self._embed(X, masks, lengths)
+        beta, alpha = self.attend(A, B, **extents)
+        V_A, V_B = self.compare(A, B, beta, alpha, **extents)
+        return self.aggregate(V_A, V_B)
+
+    def alignment(
+        self, X: tuple[Tensor, Tensor], *, masks: Pair | None = None, lengths: Pair | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The two soft alignments, to look at: (batch, m, n) each, as `Attend.weights` gives them."""
+        A, B, extents = self._embed(X, masks, lengths)
+        return self.attend.weights(A, B, **extents)
+
+    def _embed(
+        self, X: tuple[Tensor, Tensor], masks: Pair | None, lengths: Pair | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
+        """The words' vectors on both sides, and what says which of them are tokens."""
+        premises, hypotheses = X
+        self._check_ids("premises", premises)
+        self._check_ids("hypotheses", hypotheses)
+        if premises.shape[0] != hypotheses.shape[0]:
+            raise ValueError(
+                "premises and hypotheses must be the same number of sentences; "
+                f"they are {tuple(premises.shape)} and {tuple(hypotheses.shape)}"
+            )
+        padding_idx = self.embedding.padding_idx
+        if masks is None and lengths is None and padding_idx is not None:
+            masks = (premises != padding_idx, hypotheses != padding_idx)
+        (mask_a, mask_b), (lengths_a, lengths_b) = masks or (None, None), lengths or (None, None)
+        extents = {"mask_a": mask_a, "mask_b": mask_b, "lengths_a": lengths_a, "lengths_b": lengths_b}
+        return self.embedding(premises), self.embedding(hypotheses), extents
+
+    def _check_ids(self, name: str, ids: object) -> None:
+        if not isinstance(ids, Tensor):
+            raise TypeError(f"{name} must be a tensor of token ids, not {type(ids).__name__}")
+        if ids.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"{name} must be int32 or int64 token ids, not {ids.dtype}")
+        if ids.ndim != 2:
+            raise ValueError(f"{name} must be (batch, length), not {tuple(ids.shape)}")
+        if torch.compiler.is_compiling() or ids.device.type != "cpu" or ids.numel() == 0:
+            return
+        least, most = (int(v) for v in ids.aminmax())
+        if least < 0 or most >= self.embedding.num_embeddings:
+            raise IndexError(
+                f"{name} has token id {least if least < 0 else most}, outside the vocabulary of "
+                f"{self.embedding.num_embeddings}"
+            )

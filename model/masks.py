@@ -1,0 +1,32 @@
+"""Which positions of a batch of sentences are tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def as_mask(side: str, x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:
+    """The mask of x (batch, length, width), from a mask or from lengths; None where everything is a token.
+
+    Raises:
+        TypeError, ValueError: naming mask_{side} or lengths_{side}.
+    """
+    if mask is not None and lengths is not None:
+        raise ValueError(f"give mask_{side} or lengths_{side}, not both")
+    if mask is not None:
+        _check(f"mask_{side}", mask, x.shape[:2], (torch.bool,))
+        return mask
+    if lengths is not None:
+        _check(f"lengths_{side}", lengths, x.shape[:1], (torch.int32, torch.int64))
+        return torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)
+    return None
+
+
+def _check(name: str, t: object, shape: torch.Size, dtypes: tuple[torch.dtype, ...]) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(t).__name__}")
+    if t.dtype not in dtypes:
+        raise TypeError(f"{name} must be {' or '.join(map(str, dtypes))}, not {t.dtype}")
+    if t.shape != shape:
+        raise ValueError(f"{name} must be {tuple(shape)}, not {tuple(t.shape)}")

@@ -1,0 +1,265 @@
+"""The model against d2l's, restated here in a few lines that share nothing with it."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import coalign
+from coalign import Aggregate, Attend, Compare, DecomposableAttention
+
+VOCAB, EMBED, HIDDEN, PAD = 50, 12, 16, 1
+ROUTES = (None, "reference")  # the fast path, and the plain one
+
+
+def book_mlp(inputs, hiddens, flatten):
+    layers = []
+    for width in (inputs, hiddens):
+        layers += [nn.Dropout(0.2), nn.Linear(width, hiddens), nn.ReLU()] + [nn.Flatten(1)] * flatten
+    return nn.Sequential(*layers)
+
+
+class BookModel(nn.Module):
+    """The book's model: no masks anywhere."""
+
+    def __init__(self, vocab=VOCAB, embed=EMBED, hidden=HIDDEN):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab, embed)
+        self.attend, self.compare, self.aggregate = nn.Module(), nn.Module(), nn.Module()
+        self.attend.f = book_mlp(embed, hidden, False)
+        self.compare.g = book_mlp(2 * embed, hidden, False)
+        self.aggregate.h = book_mlp(2 * hidden, hidden, True)
+        self.aggregate.linear = nn.Linear(hidden, 3)
+
+    def forward(self, X):
+        A, B = (self.embedding(ids) for ids in X)
+        e = torch.bmm(self.attend.f(A), self.attend.f(B).permute(0, 2, 1))
+        beta = torch.bmm(torch.softmax(e, dim=-1), B)
+        alpha = torch.bmm(torch.softmax(e.permute(0, 2, 1), dim=-1), A)
+        V_A = self.compare.g(torch.cat([A, beta], dim=2)).sum(dim=1)
+        V_B = self.compare.g(torch.cat([B, alpha], dim=2)).sum(dim=1)
+        return self.aggregate.linear(self.aggregate.h(torch.cat([V_A, V_B], dim=1)))
+
+
+@pytest.fixture
+def book():
+    torch.manual_seed(0)
+    return BookModel().eval()
+
+
+def ours(book, route=None, padding_idx=None):
+    model = DecomposableAttention.from_sizes(VOCAB, EMBED, HIDDEN, padding_idx=padding_idx, backend=route)
+    model.load_state_dict(book.state_dict(), strict=True)
+    return model.eval()
+
+
+def sentences(lengths, longest, seed=0):
+    """Token ids (batch, longest), none of them PAD but after a sentence's end."""
+    ids = torch.randint(2, VOCAB, (len(lengths), longest), generator=torch.Generator().manual_seed(seed))
+    return ids.masked_fill(torch.arange(longest) >= torch.tensor(lengths)[:, None], PAD)
+
+
+LENGTHS_A, LENGTHS_B = (7, 3, 1, 5), (2, 6, 1, 4)
+X = (sentences(LENGTHS_A, 7), sentences(LENGTHS_B, 6, seed=1))
+MASKS = tuple(ids != PAD for ids in X)
+LENGTHS = (torch.tensor(LENGTHS_A), torch.tensor(LENGTHS_B))
+
+
+def scores_and_gradients(model, forward):
+    model.zero_grad()
+    scores = forward(model)
+    weights = torch.linspace(-1, 1, scores.numel(), dtype=scores.dtype).reshape(scores.shape)
+    (scores * weights).sum().backward()
+    return {"scores": scores.detach()} | {name: p.grad for name, p in model.named_parameters()}
+
+
+def assert_close(found, expected, allowed=1e-5):
+    assert found.keys() == expected.keys()
+    for name, truth in expected.items():
+        assert (found[name] - truth).norm() <= allowed * truth.norm(), name
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_unmasked_model_is_the_books(book, route):
+    expected = scores_and_gradients(book, lambda model: model(X))
+    assert_close(scores_and_gradients(ours(book, route), lambda model: model(X)), expected)
+
+
+def each_pair_alone(model):
+    """Every pair through the book's model by itself, without its padding."""
+    return torch.cat(
+        [
+            model((X[0][i : i + 1, :m], X[1][i : i + 1, :n]))
+            for i, (m, n) in enumerate(zip(LENGTHS_A, LENGTHS_B, strict=True))
+        ]
+    )
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    ("padding_idx", "given"),
+    [
+        (PAD, {}),
+        (None, {"masks": MASKS}),
+        (None, {"lengths": LENGTHS}),
+        (None, {"masks": (MASKS[0], None), "lengths": (None, LENGTHS[1])}),
+    ],
+    ids=["padding_idx", "masks", "lengths", "one of each"],
+)
+def test_masked_model_sees_no_padding(book, route, padding_idx, given):
+    expected = scores_and_gradients(book, each_pair_alone)
+    assert_close(scores_and_gradients(ours(book, route, padding_idx), lambda model: model(X, **given)), expected)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_padding_changes_an_unmasked_model(book, route):
+    """The masks above do something: without them the numbers differ."""
+    model = ours(book, route)
+    assert not torch.allclose(model(X), model(X, masks=MASKS), rtol=1e-3)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_nan_in_padding_reaches_nothing(book, route):
+    model = ours(book, route, padding_idx=PAD)
+    clean = scores_and_gradients(model, lambda model: model(X))
+    with torch.no_grad():
+        model.embedding.weight[PAD] = torch.nan
+    assert_close(scores_and_gradients(model, lambda model: model(X)), clean, allowed=0)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_sentences_of_nothing_but_padding(book, route):
+    model = ours(book, route, padding_idx=PAD)
+    nothing = torch.full((2, 4), PAD)
+    A = model.embedding(nothing)
+    beta, alpha = model.attend(A, A, mask_a=nothing != PAD, mask_b=nothing != PAD)
+    for side in (*model.compare(A, A, beta, alpha, mask_a=nothing != PAD, mask_b=nothing != PAD), beta, alpha):
+        assert not side.any()
+    results = scores_and_gradients(model, lambda model: model((nothing, X[1][:2])))
+    assert all(t.isfinite().all() for t in results.values())
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_alignment_weights_give_beta_and_alpha(book, route):
+    model = ours(book, route, padding_idx=PAD)
+    p, q = model.alignment(X)
+    A, B = (model.embedding(ids) for ids in X)
+    beta, alpha = model.attend(A, B, mask_a=MASKS[0], mask_b=MASKS[1])
+    torch.testing.assert_close(p @ B, beta)
+    torch.testing.assert_close(q.mT @ A, alpha)
+    torch.testing.assert_close(p.sum(-1), MASKS[0].float())
+    torch.testing.assert_close(q.sum(-2), MASKS[1].float())
+
+
+def test_parts_alone_take_d2ls_arguments():
+    A, B = torch.randn(2, 5, 12), torch.randn(2, 4, 12)
+    beta, alpha = Attend(12, 16)(A, B)
+    V_A, V_B = Compare(24, 16)(A, B, beta, alpha)
+    assert Aggregate(32, 16, 7)(V_A, V_B).shape == (2, 7)
+
+
+def test_d2ls_constructor_and_size():
+    model = DecomposableAttention(range(9), 100, 200)
+    assert sum(p.numel() for name, p in model.named_parameters() if not name.startswith("embedding")) == 261_803
+    assert [*model.state_dict()] == [*BookModel(9, 100, 200).state_dict()]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_number_of_classes(classes):
+    assert DecomposableAttention.from_sizes(VOCAB, EMBED, HIDDEN, num_classes=classes)(X).shape == (4, classes)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_training_lowers_the_loss(route):
+    torch.manual_seed(0)
+    model = DecomposableAttention.from_sizes(VOCAB, EMBED, HIDDEN, padding_idx=PAD, backend=route)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    labels = torch.tensor([0, 1, 2, 1])
+    losses = []
+    for _ in range(30):
+        optimiser.zero_grad()
+        loss = nn.functional.cross_entropy(model(X), labels)
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_backend_may_change_and_parameters_stay(book):
+    model = ours(book, "reference", padding_idx=PAD)
+    plain = model(X)
+    model.backend = None
+    torch.testing.assert_close(model(X), plain)
+    model.backend = "nonesuch"
+    with pytest.raises(ValueError, match="nonesuch"):
+        model(X)
+
+
+def test_copies_and_files_keep_the_model(book):
+    model = ours(book, padding_idx=PAD)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        torch.testing.assert_close(other(X), model(X), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_compiled_model(book, route):
+    model = ours(book, route, padding_idx=PAD)
+    expected = scores_and_gradients(model, lambda model: model(X))
+    compiled = torch.compile(model, fullgraph=True)
+    assert_close(scores_and_gradients(model, lambda _: compiled(X)), expected)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_exported_model_takes_other_batches(book, route):
+    model = ours(book, route, padding_idx=PAD)
+    batch, m, n = (torch.export.Dim(name, min=2, max=64) for name in ("batch", "m", "n"))
+    exported = torch.export.export(model, (X,), dynamic_shapes=(({0: batch, 1: m}, {0: batch, 1: n}),)).module()
+    other = (sentences((3, 9), 9), sentences((5, 2), 5))
+    torch.testing.assert_close(exported(other), model(other))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_autocast_and_bfloat16_parameters(book, route):
+    model = ours(book, route, padding_idx=PAD)
+    expected = model(X)
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = model(X)
+    for scores in (under_autocast, model.bfloat16()(X)):
+        assert scores.dtype == torch.bfloat16
+        assert (scores.float() - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m: m((X[0].float(), X[1])), TypeError, "premises must be int32 or int64"),
+        (lambda m: m(([1, 2], X[1])), TypeError, "premises must be a tensor of token ids, not list"),
+        (lambda m: m((X[0], X[1][0])), ValueError, r"hypotheses must be \(batch, length\)"),
+        (lambda m: m((X[0][:2], X[1])), ValueError, "same number of sentences"),
+        (lambda m: m((X[0] + VOCAB, X[1])), IndexError, "premises has token id .*outside the vocabulary of 50"),
+        (lambda m: m((X[0], -X[1])), IndexError, "hypotheses has token id -"),
+        (lambda m: m(X, masks=MASKS, lengths=LENGTHS), ValueError, "mask_a or lengths_a, not both"),
+        (lambda m: m(X, masks=(X[0], None)), TypeError, "mask_a must be torch.bool"),
+        (lambda m: m(X, masks=(None, MASKS[1][:, :2])), ValueError, r"mask_b must be \(4, 6\)"),
+        (lambda m: m(X, lengths=(LENGTHS[0] + 1, None)), ValueError, "lengths_a must lie between 0 and 7"),
+        (lambda m: m(X, lengths=(LENGTHS[0].float(), None)), TypeError, "lengths_a must be"),
+        (lambda _: DecomposableAttention(range(9), 100, 200, 99), ValueError, "must be embed_size = 100"),
+        (lambda _: DecomposableAttention(range(9), 100, 200, num_inputs_agg=2), ValueError, "num_inputs_agg"),
+        (lambda _: DecomposableAttention.from_sizes(9, padding_idx=9), ValueError, "padding_idx must lie"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(book, call, error, message):
+    with pytest.raises(error, match=message):
+        call(ours(book))
+
+
+def test_triton_by_name_says_why_not(book):
+    if "serves" in coalign.explain(*(torch.zeros(1, 1, 1),) * 4, backend="triton").split("triton", 1)[1]:
+        pytest.skip("Triton serves CPU tensors in this process")
+    with pytest.raises(coalign.BackendUnavailable, match="triton"):
+        ours(book, "triton")(X)

@@ -1,0 +1,50 @@
+"""The Triton kernels' machine code, compiled here for GPUs that need not be here."""
+
+import os
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing; the ordinary process runs these", allow_module_level=True)
+
+from coalign.kernels.triton.report import ARCHITECTURES, cases, compile_case
+
+
+def everything():
+    """All cases for the architectures that most users have; d2l's own sizes for the others."""
+    for name, architecture in ARCHITECTURES.items():
+        for case in cases(architecture):
+            if name in ("sm_80", "sm_90", "sm_100") or (case.at_d2l_size and case.arithmetic != "ieee"):
+                yield pytest.param(case, architecture, id=f"{name}-{case.arithmetic}-{case.name}")
+
+
+@pytest.mark.parametrize(("case", "architecture"), everything())
+def test_machine_code(case, architecture):
+    compiled = compile_case(case, architecture)
+    assert compiled.faults() == []
+    if case.at_d2l_size and case.arithmetic != "ieee":
+        assert compiled.spilled == 0
+    assert 0 < compiled.occupancy <= 1
+
+
+def test_spills_are_seen():
+    """One warp can't hold a 64 x 64 tile: the report must say so, or it would pass anything."""
+    architecture = ARCHITECTURES["sm_90"]
+    case = next(c for c in cases(architecture) if (c.arithmetic, c.name) == ("half", "tile_backward 64"))
+    starved = case._replace(launch=case.launch._replace(choice=case.launch.choice._replace(num_warps=1)))
+    assert compile_case(starved, architecture).spilled > 1000
+
+
+def test_too_much_shared_memory_is_seen():
+    """A pipeline made for 227 KB does not fit a GPU with 99 KB."""
+    case = next(
+        c for c in cases(ARCHITECTURES["sm_90"]) if (c.arithmetic, c.name) == ("half", "stream_backward 200/100")
+    )
+    assert any("shared memory" in fault for fault in compile_case(case, ARCHITECTURES["sm_120"]).faults())
+
+
+def test_float32_without_tf32_uses_no_tensor_cores():
+    architecture = ARCHITECTURES["sm_80"]
+    case = next(c for c in cases(architecture) if (c.arithmetic, c.name) == ("ieee", "tile_forward 32"))
+    assert compile_case(case, architecture).matrix == 0
