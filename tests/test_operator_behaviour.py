@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from coalign import BackendUnavailable, SoftAlignment, SoftAlignmentWithLse, soft_align, soft_align_packed
-from coalign.testing import BUDGET, Case, error, run
+from coalign.testing import BUDGET, Case, assert_accurate, error, run
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -250,11 +250,23 @@ def test_calls_from_many_threads(backend):
         assert_same_bits(one, other)
 
 
-def test_float64(backend):
-    """The reference serves it; a backend that does not must say so, and never fall back when named."""
-    operands = SHORT.but(dtype=torch.float64).operands(backend.device)
+@pytest.mark.parametrize(
+    "case",
+    [
+        SHORT,
+        LONG.but(bias="full", forbid=0.2),
+        SHORT.but(name="packed", extent_a="packed", extent_b="packed"),
+        WIDE.but(name="big scores", magnitude=1e4),
+    ],
+    ids=lambda case: case.name,
+)
+def test_float64(case, backend):
+    """The reference serves it to 1e-12; a backend that can't must say so, and never fall back when named."""
+    operands = case.but(dtype=torch.float64).operands(backend.device)
     if backend.name == "triton":
         with pytest.raises(BackendUnavailable, match=r"'triton'.*float64"):
             run(operands, backend.name)
     else:
-        assert run(operands, backend.name)["lse_a"].dtype == torch.float64
+        found = run(operands, backend.name)
+        assert found["lse_a"].dtype == torch.float64
+        assert_accurate(found, operands)
