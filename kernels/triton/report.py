@@ -176,7 +176,7 @@ def _source(launch: Launch) -> ASTSource:
             attributes[(place,)] = [["tt.divisibility", 16]]
         elif isinstance(value, float):
             signature[name] = "fp32"
-        else:
+        elif isinstance(value, int):
             signature[name] = "i32"
             if value % 16 == 0:
                 attributes[(place,)] = [["tt.divisibility", 16]]

@@ -31,8 +31,8 @@ class Vocabulary:
     @overload
     def __getitem__(self, tokens: str) -> int: ...
     @overload
-    def __getitem__(self, tokens: Sequence[str]) -> list[int]: ...
-    def __getitem__(self, tokens: str | Sequence[str]) -> int | list[int]:
+    def __getitem__(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
+    def __getitem__(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
         """The id of a word, or the ids of a sequence of words."""
         if isinstance(tokens, str):
             return self._ids.get(tokens, 0)

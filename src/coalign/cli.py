@@ -177,9 +177,10 @@ def align(
     """Align two sentences and draw it. Words match by their spelling: nothing here is trained."""
     from .draw import plot_alignment, print_alignment
 
-    sentences = [(s.lower() if lower else s).split() for s in (premise, hypothesis)]
+    if lower:
+        premise, hypothesis = premise.lower(), hypothesis.lower()
     try:
-        alignment = align_words(*sentences, scale=scale, backend=backend)
+        alignment = align_words(premise.split(), hypothesis.split(), scale, backend)
         print_alignment(alignment, console)
         if plot is not None:
             plot_alignment(alignment, plot)

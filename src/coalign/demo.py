@@ -74,7 +74,8 @@ def run(
     """
     torch.manual_seed(seed)
     model = DecomposableAttention.from_sizes(len(vocabulary), padding_idx=vocabulary.padding).eval().to(device)
-    outcome = Outcome(device=_device_name(device), pairs=len(pairs), **_serving(model, device, backend))
+    serving, explanation = _serving(model, device, backend)
+    outcome = Outcome(_device_name(device), serving, explanation, len(pairs))
     if rounds is None:
         rounds = -(-10 // -(-len(pairs) // batch_size))
         _step(model, next(batches(pairs, vocabulary, batch_size)).to(device), "warm-up", {})
@@ -152,14 +153,14 @@ def _watching_relus(model: nn.Module, active: list[Tensor]) -> Iterator[None]:
             hook.remove()
 
 
-def _serving(model: DecomposableAttention, device: torch.device, backend: str | None) -> dict[str, str]:
+def _serving(model: DecomposableAttention, device: torch.device, backend: str | None) -> tuple[str, str]:
     """Which backend serves the model's alignment there, and dispatch's own account of it."""
     width, d = model.aggregate.linear.in_features, model.embedding.embedding_dim
     f, x = (torch.zeros(1, 8, w, device=device, requires_grad=True) for w in (width, d))
     lengths = torch.full((1,), 8, device=device)
     explanation = kernels.explain(f, f, x, x, lengths_a=lengths, lengths_b=lengths, backend=backend)
     serves = [line.split()[0] for line in explanation.splitlines() if line.endswith(" serves")]
-    return {"backend": serves[0] if serves else str(backend), "explanation": explanation}
+    return serves[0] if serves else str(backend), explanation
 
 
 def _device_name(device: torch.device) -> str:
