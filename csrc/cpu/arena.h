@@ -1,0 +1,56 @@
+// Memory for one pair's work, taken in order and given back all at once; each thread keeps its own.
+#pragma once
+
+#include <cstddef>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+namespace coalign {
+
+class Arena {
+ public:
+  // Empty again; what the last pair needed beyond the main block is part of it from now on.
+  static Arena& of_this_thread() {
+    thread_local Arena arena;
+    arena.extra_.clear();
+    if (arena.wanted_ > arena.size_) {
+      arena.size_ = arena.wanted_;
+      arena.main_ = allocate(arena.size_);
+    }
+    arena.used_ = arena.wanted_ = 0;
+    return arena;
+  }
+
+  // Uninitialised room for so many values, aligned to a cache line.
+  template <class T>
+  T* take(std::size_t count) {
+    const std::size_t bytes = (count * sizeof(T) + 64) / 64 * 64;
+    wanted_ += bytes;
+    if (used_ + bytes > size_) {
+      extra_.push_back(allocate(bytes));
+      return reinterpret_cast<T*>(extra_.back().get());
+    }
+    used_ += bytes;
+    return reinterpret_cast<T*>(main_.get() + used_ - bytes);
+  }
+
+ private:
+  struct Free {
+    void operator()(std::byte* p) const { std::free(p); }
+  };
+  using Block = std::unique_ptr<std::byte, Free>;
+
+  static Block allocate(std::size_t bytes) {
+    auto* p = static_cast<std::byte*>(std::aligned_alloc(64, bytes));
+    if (p == nullptr) throw std::bad_alloc();
+    return Block(p);
+  }
+
+  Block main_;
+  std::vector<Block> extra_;
+  std::size_t size_ = 0, used_ = 0, wanted_ = 0;
+};
+
+}  // namespace coalign

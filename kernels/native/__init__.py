@@ -1,0 +1,50 @@
+"""The native backend: C++ for CPU tensors, built on first use (see build.py; the kernels are csrc/cpu/align.h)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..problem import Alignment, AlignmentGrads, OperandGrads, Problem, Side
+from . import build
+
+name = "native"
+
+_KINDS = {"full": 0, "mask": 1, "lengths": 2, "offsets": 3}  # csrc/cpu/call.h
+
+
+def unsupported(problem: Problem) -> list[str]:
+    """Why the C++ extension can't serve the problem; building it waits until a call could be served."""
+    if problem.device.type != "cpu":
+        return [f"the C++ kernels are for CPU tensors, not {problem.device.type!r}"]
+    reason = build.reason()
+    return [] if reason is None else [reason]
+
+
+def forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
+    build.library()
+    return Alignment(*torch.ops.coalign_native.forward.default(*_operands(a, b, bias, scale)))
+
+
+def backward(
+    a: Side, b: Side, bias: Tensor | None, scale: float, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
+) -> OperandGrads:
+    build.library()
+    dbias = bias.new_zeros(bias.shape) if bias is not None and bias_grad else None
+    saved = Alignment(*(t.contiguous() for t in saved))
+    grads = AlignmentGrads(*(t if t is None else t.contiguous() for t in grads))
+    found = torch.ops.coalign_native.backward.default(*_operands(a, b, bias, scale), *saved, *grads, dbias)
+    return OperandGrads(*found, dbias)
+
+
+def _operands(a: Side, b: Side, bias: Tensor | None, scale: float) -> tuple[Any, ...]:
+    tensors = (_rows(t) for t in (a.f, b.f, a.x, b.x))
+    extents = (t if t is None else t.contiguous() for t in (a.extent, b.extent))
+    return *tensors, *extents, _KINDS[a.kind], _KINDS[b.kind], a.length, b.length, a.pairs, bias, scale
+
+
+def _rows(t: Tensor) -> Tensor:
+    """The kernels read rows of adjacent numbers, as far apart as may be."""
+    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
