@@ -77,7 +77,7 @@ def soft_align(
         bias: broadcastable to (*batch, m, n), in the operands' dtype or float32: added to the scores, with a
             gradient. -inf forbids a pairing.
         return_lse: also return the two log-sum-exps (natural logarithm; float32, or float64 for float64).
-        backend: "triton" or "reference": that one or an error. None takes the first that can, as `explain` tells.
+        backend: "triton", "native" or "reference": that one or an error. None takes the first that can (`explain`).
 
     Returns:
         SoftAlignment(beta, alpha), or SoftAlignmentWithLse(beta, alpha, lse_a, lse_b). The rows of padding are
@@ -91,7 +91,7 @@ def soft_align(
         BackendUnavailable: the backend named can't serve this call; the message says why.
     """
     a_side, b_side, bias = _padded(f_a, f_b, a, b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
-    found = ops.align(_fold(a_side), _fold(b_side), _fold_bias(bias), float(scale), backend)
+    found = ops.align(_fold(a_side), _fold(b_side), _fold_bias(bias, f_a), float(scale), backend)
     batch = f_a.shape[:-2]
     if len(batch) not in (1, 2):
         found = Alignment(*(t.reshape(*batch, *t.shape[k:]) for t, k in zip(found, (-2, -2, -1, -1), strict=True)))
@@ -197,7 +197,8 @@ def _padded(
         if bias.dtype not in (f_a.dtype, torch.float32):
             like = f"{f_a.dtype}, like f_a" + ("" if f_a.dtype == torch.float32 else ", or torch.float32")
             raise TypeError(f"bias must be {like}, not {bias.dtype}")
-        bias = _expand("bias", bias, (*f_a.shape[:-1], f_b.shape[-2]), "(*batch, m, n)")
+        whole = _expand("bias", bias, (*f_a.shape[:-1], f_b.shape[-2]), "(*batch, m, n)")
+        bias = bias if f_a.ndim in (3, 4) else whole
     return Side(f_a, a, extent_a, f_a.shape[-2]), Side(f_b, b, extent_b, f_b.shape[-2]), bias
 
 
@@ -298,8 +299,8 @@ def _fold(side: Side) -> Side:
     return Side(_fold_batch(side.f, 2), _fold_batch(side.x, 2), extent, side.length)
 
 
-def _fold_bias(bias: Tensor | None) -> Tensor | None:
-    return bias if bias is None or bias.ndim in (3, 4) else _fold_batch(bias, 2)
+def _fold_bias(bias: Tensor | None, f_a: Tensor) -> Tensor | None:
+    return bias if bias is None or f_a.ndim in (3, 4) else _fold_batch(bias, 2)
 
 
 def _fold_batch(t: Tensor, kept: int) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .problem import Alignment, AlignmentGrads, OperandGrads, Problem, Side
 
-BACKENDS = ("triton", "reference")
+BACKENDS = ("triton", "native", "reference")
 
 
 class Backend(Protocol):

@@ -39,19 +39,19 @@ _library.define(
 def align(a: Side, b: Side, bias: Tensor | None = None, scale: float = 1.0, backend: str | None = None) -> Alignment:
     """Align two checked sides; with a gradient where one is needed.
 
-    Sides are 3-d or 4-d when padded and 2-d when packed; bias is None or (*batch, m, n).
+    Sides are 3-d or 4-d when padded and 2-d when packed; bias is None or broadcasts to (*batch, m, n).
     """
     operands = (a.f, b.f, a.x, b.x, a.extent, b.extent, bias, a.length, b.length, scale, backend)
     tensors = (a.f, b.f, a.x, b.x) if bias is None else (a.f, b.f, a.x, b.x, bias)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return Alignment(*_SoftAlign.apply(*operands))
-    return Alignment(*torch.ops.coalign.soft_align.default(*operands))
+    return Alignment(*torch.ops.coalign.soft_align.default(*_expanded(operands)))
 
 
 class _SoftAlign(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *operands: Any) -> tuple[Tensor, ...]:
-        outputs = torch.ops.coalign.soft_align.default(*operands)
+        outputs = torch.ops.coalign.soft_align.default(*_expanded(operands))
         ctx.save_for_backward(*operands[:7], *outputs)
         ctx.rest = operands[7:]
         ctx.set_materialize_grads(False)
@@ -68,11 +68,22 @@ class _SoftAlign(torch.autograd.Function):
         dalpha = torch.zeros_like(outputs[1]) if dalpha is None else dalpha
         if torch.is_grad_enabled():  # create_graph=True: the gradient needs a gradient of its own
             return _differentiable_backward(operands, (dbeta, dalpha, dlse_a, dlse_b), ctx.needs_input_grad)
-        bias_grad = operands[6] is not None and ctx.needs_input_grad[6]
+        bias = operands[6]
+        bias_grad = bias is not None and ctx.needs_input_grad[6]
         df_a, df_b, da, db, dbias = torch.ops.coalign.soft_align_backward.default(
-            *operands, *outputs, dbeta, dalpha, dlse_a, dlse_b, bias_grad
+            *_expanded(operands), *outputs, dbeta, dalpha, dlse_a, dlse_b, bias_grad
         )
-        return df_a, df_b, da, db, None, None, (dbias if bias_grad else None), None, None, None, None
+        # summed over what was broadcast before it is rounded to the bias' own dtype
+        dbias = dbias.sum_to_size(bias.shape).to(bias.dtype) if bias_grad else None
+        return df_a, df_b, da, db, None, None, dbias, None, None, None, None
+
+
+def _expanded(operands: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The operands with their bias broadcast to (*batch, m, n), as a view."""
+    f_a, f_b, bias = operands[0], operands[1], operands[6]
+    if bias is None or bias.shape == (*f_a.shape[:-1], f_b.shape[-2]):
+        return operands
+    return (*operands[:6], bias.expand(*f_a.shape[:-1], f_b.shape[-2]), *operands[7:])
 
 
 def _differentiable_backward(
@@ -138,18 +149,22 @@ def _fake_soft_align_backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _empty_alignment(a: Side, b: Side) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    lse_dtype = torch.float64 if a.f.dtype == torch.float64 else torch.float32
     return (
         a.x.new_empty(*a.f.shape[:-1], b.x.shape[-1]),
         b.x.new_empty(*b.f.shape[:-1], a.x.shape[-1]),
-        a.f.new_empty(a.f.shape[:-1], dtype=lse_dtype),
-        b.f.new_empty(b.f.shape[:-1], dtype=lse_dtype),
+        a.f.new_empty(a.f.shape[:-1], dtype=_sum_dtype(a.f)),
+        b.f.new_empty(b.f.shape[:-1], dtype=_sum_dtype(a.f)),
     )
 
 
 def _empty_operand_grads(a: Side, b: Side, bias: Tensor | None, bias_grad: bool) -> tuple[Tensor, ...]:
-    dbias = a.f.new_empty(0) if bias is None or not bias_grad else bias.new_empty(bias.shape)
+    dbias = a.f.new_empty(0) if bias is None or not bias_grad else bias.new_empty(bias.shape, dtype=_sum_dtype(a.f))
     return *(t.new_empty(t.shape) for t in (a.f, b.f, a.x, b.x)), dbias
+
+
+def _sum_dtype(f: Tensor) -> torch.dtype:
+    """What scores, LSEs and the bias' gradient are kept in."""
+    return torch.float64 if f.dtype == torch.float64 else torch.float32
 
 
 def _nothing_to_align(a: Side, b: Side) -> bool:

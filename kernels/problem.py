@@ -65,7 +65,7 @@ class AlignmentGrads(NamedTuple):
 
 
 class OperandGrads(NamedTuple):
-    """Gradients that leave. bias: (*batch, m, n) where it was asked for."""
+    """Gradients that leave. bias: (*batch, m, n) where it was asked for, in the dtype of the LSEs."""
 
     f_a: Tensor
     f_b: Tensor

@@ -97,7 +97,7 @@ def _backward(
         f_b=(scale * (de.mT @ _tokens(a.f, keep_a))).to(dtype),
         a=(q @ dalpha).to(dtype),
         b=(p.mT @ dbeta).to(dtype),
-        bias=de.to(bias.dtype) if bias is not None and bias_grad else None,
+        bias=de if bias is not None and bias_grad else None,
     )
 
 

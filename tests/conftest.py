@@ -40,6 +40,8 @@ def _devices(name: str) -> list[str]:
     """The devices on which a backend is tested in this process; where there is no GPU, "cuda" skips."""
     if INTERPRETING:
         return ["cpu"] if name == "triton" else []
+    if name == "native":
+        return ["cpu"]
     if name == "reference":
         return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return ["cuda"]

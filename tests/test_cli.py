@@ -40,7 +40,7 @@ def test_demo_checks_every_tensor_on_both_backends():
     assert "rows sum to 100" in shown.stdout
     assert "TOO LARGE" not in shown.stdout
     if not torch.cuda.is_available():
-        assert "ran on the backend reference" in shown.stdout
+        assert "ran on the backend native" in shown.stdout
         assert "triton (interpreted)" in shown.stdout
 
 
@@ -130,6 +130,7 @@ def test_doctor(run):
     assert found["versions"]["torch"] == torch.__version__
     assert found["backends"].keys() == set(coalign.BACKENDS)
     assert found["backends"]["reference"]["cpu"] == "ready"
+    assert found["backends"]["native"]["cpu"] == "ready"
     assert found["backends"]["triton"]["cpu"].startswith("off: Triton")
     shown = run("doctor").stdout
     assert "reference" in shown

@@ -89,7 +89,9 @@ def test_environment_names_a_backend(fake_backends, monkeypatch):
 
 
 def test_unknown_names(monkeypatch):
-    with pytest.raises(ValueError, match=r"backend='cutlass' is no backend; choose from 'triton', 'reference'"):
+    with pytest.raises(
+        ValueError, match=r"backend='cutlass' is no backend; choose from 'triton', 'native', 'reference'"
+    ):
         call("cutlass")
     monkeypatch.setenv("COALIGN_BACKEND", "cutlass")
     with pytest.raises(ValueError, match="COALIGN_BACKEND='cutlass' is no backend"):
@@ -102,7 +104,7 @@ def test_errors_of_a_backend_are_not_swallowed(monkeypatch):
 
     monkeypatch.setattr(reference, "forward", broken)
     with pytest.raises(RuntimeError, match="on fire"):
-        call()
+        call("reference")
 
 
 def test_explain(fake_backends):
@@ -139,7 +141,7 @@ def in_fresh_process(code: str) -> str:
 
 
 def test_works_without_triton():
-    """Nothing imports Triton, and the reference serves, where it is not installed."""
+    """Nothing imports Triton, and the next backend serves, where it is not installed."""
     out = in_fresh_process(
         """
         import importlib.util, sys
@@ -165,7 +167,7 @@ def test_works_without_triton():
         """
     )
     assert "triton     no: Triton is not installed" in out
-    assert "reference  serves" in out
+    assert "native     serves" in out
     assert "unavailable: backend 'triton' can't serve this call" in out
 
 

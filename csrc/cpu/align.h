@@ -161,7 +161,7 @@ struct Arrived {
 template <class T, class B>
 void align_backward(
     const Tokens<T>& a, const Tokens<T>& b, int h, T scale, const Bias<const B>& bias, const Arrived<T>& to_a,
-    const Arrived<T>& to_b, T* const* df_a, T* const* df_b, T* const* dx_a, T* const* dx_b, const Bias<B>& dbias,
+    const Arrived<T>& to_b, T* const* df_a, T* const* df_b, T* const* dx_a, T* const* dx_b, const Bias<T>& dbias,
     Arena& arena) {
   using namespace detail;
   constexpr int W = lanes<T>;
@@ -195,8 +195,8 @@ void align_backward(
           store(dp + at, row * (load(dp + at) - delta) + column * (load(dq + at) - load(delta_b + j)));
         }
         if (dbias.data != nullptr) {
-          B* out = dbias.data + dbias.index_a[i0 + i] * dbias.row;
-          for (int j = 0; j < columns; ++j) narrow(dp[i * ld + j], out + dbias.index_b[j0 + j] * dbias.column);
+          T* out = dbias.data + dbias.index_a[i0 + i] * dbias.row;
+          for (int j = 0; j < columns; ++j) out[dbias.index_b[j0 + j] * dbias.column] = dp[i * ld + j];
         }
         scale_row(dp + i * ld, columns, scale);
       }

@@ -177,7 +177,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
             pa.tokens(f_a, a, pair, arena), pb.tokens(f_b, b, pair, arena), static_cast<int>(f_a.size(f_a.dim() - 1)),
             static_cast<T>(scale), part_of<const B>(bias, pair, pa.index, pb.index),
             arrived(pa, beta, dbeta, lse_a, dlse_a, arena), arrived(pb, alpha, dalpha, lse_b, dlse_b, arena),
-            to_fa.rows(), to_fb.rows(), to_a.rows(), to_b.rows(), part_of<B>(dbias, pair, pa.index, pb.index), arena);
+            to_fa.rows(), to_fb.rows(), to_a.rows(), to_b.rows(), part_of<T>(dbias, pair, pa.index, pb.index), arena);
       }
       for (const Written<S>* out : {&to_fa, &to_fb, &to_a, &to_b}) out->finish(aligned);
     });
@@ -188,13 +188,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
 }  // namespace
 }  // namespace coalign
 
-#define COALIGN_OPERANDS                                                                                     \
+#define OPERANDS_SCHEMA                                                                                     \
   "Tensor f_a, Tensor f_b, Tensor a, Tensor b, Tensor? extent_a, Tensor? extent_b, int kind_a, int kind_b, " \
   "int length_a, int length_b, int pairs, Tensor? bias, float scale"
 
 STABLE_TORCH_LIBRARY(coalign_native, m) {
-  m.def("forward(" COALIGN_OPERANDS ") -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("backward(" COALIGN_OPERANDS
+  m.def("forward(" OPERANDS_SCHEMA ") -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("backward(" OPERANDS_SCHEMA
         ", Tensor beta, Tensor alpha, Tensor lse_a, Tensor lse_b, Tensor dbeta, Tensor dalpha, Tensor? dlse_a, "
         "Tensor? dlse_b, Tensor(a!)? dbias) -> (Tensor, Tensor, Tensor, Tensor)");
 }

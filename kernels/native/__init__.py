@@ -16,7 +16,7 @@ _KINDS = {"full": 0, "mask": 1, "lengths": 2, "offsets": 3}  # csrc/cpu/call.h
 
 
 def unsupported(problem: Problem) -> list[str]:
-    """Why the C++ extension can't serve the problem; building it waits until a call could be served."""
+    """Why the C++ extension can't serve the problem; the first one that it could serve builds it."""
     if problem.device.type != "cpu":
         return [f"the C++ kernels are for CPU tensors, not {problem.device.type!r}"]
     reason = build.reason()
@@ -24,15 +24,13 @@ def unsupported(problem: Problem) -> list[str]:
 
 
 def forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
-    build.library()
     return Alignment(*torch.ops.coalign_native.forward.default(*_operands(a, b, bias, scale)))
 
 
 def backward(
     a: Side, b: Side, bias: Tensor | None, scale: float, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
 ) -> OperandGrads:
-    build.library()
-    dbias = bias.new_zeros(bias.shape) if bias is not None and bias_grad else None
+    dbias = bias.new_zeros(bias.shape, dtype=saved.lse_a.dtype) if bias is not None and bias_grad else None
     saved = Alignment(*(t.contiguous() for t in saved))
     grads = AlignmentGrads(*(t if t is None else t.contiguous() for t in grads))
     found = torch.ops.coalign_native.backward.default(*_operands(a, b, bias, scale), *saved, *grads, dbias)

@@ -82,8 +82,9 @@ def plan_backward(
     """The launches that fill the operands' gradients, and the gradients."""
     arguments, constants = _operands(a, b, bias, scale, target)
     dbeta, dalpha, dlse_a, dlse_b = (g if g is None else g.contiguous() for g in grads)
+    dbias = bias.new_zeros(bias.shape, dtype=torch.float32) if bias is not None and bias_grad else None
     dfa, dfb, da, db = (t.new_empty(t.shape) for t in (a.f, b.f, a.x, b.x))
-    found = OperandGrads(dfa, dfb, da, db, bias.new_zeros(bias.shape) if bias is not None and bias_grad else None)
+    found = OperandGrads(dfa, dfb, da, db, dbias)
     nothing = a.f  # stands in for a tensor that is not there; no kernel looks at it
     constants["HAS_DBIAS"] = found.bias is not None
     has_dlse = {"HAS_DLSE_A": dlse_a is not None, "HAS_DLSE_B": dlse_b is not None}

@@ -1,0 +1,179 @@
+"""Building the C++ extension: the cache, its lock, and what happens when there is nothing to build with."""
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+from coalign.kernels.native import build
+
+SOURCE = """
+#include <torch/csrc/stable/library.h>
+#include "answer.h"
+int64_t answer() { return ANSWER; }
+STABLE_TORCH_LIBRARY(NAME, m) { m.def("answer() -> int"); }
+STABLE_TORCH_LIBRARY_IMPL(NAME, CompositeExplicitAutograd, m) { m.impl("answer", TORCH_BOX(&answer)); }
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of sources, a cache of its own, and a compiler that writes down each time it compiles."""
+    (tmp_path / "src").mkdir()
+    write(tmp_path, name="coalign_test_build")
+    compiler = tmp_path / "counting c++"
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$*" in *-c*) echo x >> "{tmp_path}/runs"; esac\nexec {shutil.which("c++")} "$@"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("COALIGN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COALIGN_NATIVE_FLAGS", "-O0")
+    return tmp_path
+
+
+def write(folder, name, answer="42"):
+    (folder / "src/op.cpp").write_text(SOURCE.replace("NAME", name))
+    (folder / "src/answer.h").write_text(f"#define ANSWER {answer}\n")
+
+
+def built(folder):
+    return build.build(("op.cpp",), folder / "src")
+
+
+def runs(folder):
+    path = folder / "runs"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def elsewhere(code, **environment):
+    """A process that runs code."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_builds_once_until_something_changes(folder, monkeypatch):
+    first = built(folder)
+    torch.ops.load_library(str(first))
+    assert torch.ops.coalign_test_build.answer() == 42
+    assert built(folder) == first
+    assert runs(folder) == 1
+    write(folder, "coalign_test_build", answer="43")  # a header, not the source
+    second = built(folder)
+    assert second != first
+    monkeypatch.setenv("COALIGN_NATIVE_FLAGS", "-O1")
+    assert built(folder) not in (first, second)
+    assert runs(folder) == 3
+
+
+def test_another_processor_builds_its_own(folder, monkeypatch):
+    first = built(folder)
+    monkeypatch.setattr(build, "_processor", lambda: "flags: none of yours")
+    assert built(folder) != first
+
+
+def test_an_error_in_a_source_is_the_compilers_own_and_is_not_kept(folder):
+    write(folder, "coalign_test_build", answer="nonesuch")
+    with pytest.raises(build.BuildError, match="nonesuch"):
+        built(folder)
+    assert [p.name for p in (folder / "cache").iterdir()] == ["lock"]
+    write(folder, "coalign_test_build")
+    assert built(folder).exists()
+
+
+def test_a_cache_that_cannot_be_written_is_named(folder, monkeypatch):
+    (folder / "file").touch()
+    monkeypatch.setenv("COALIGN_CACHE", str(folder / "file/cache"))
+    with pytest.raises(build.BuildError, match=r"file/cache can't be written .* set COALIGN_CACHE"):
+        built(folder)
+
+
+def test_no_compiler(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(build.BuildError, match="no C\\+\\+ compiler was found"):
+        build.build(build.SOURCES)
+
+
+ONE = """
+    from pathlib import Path
+    from coalign.kernels.native import build
+    print(build.build(("op.cpp",), Path({src!r})))
+"""
+
+
+def test_processes_that_build_at_once_build_once(folder):
+    processes = [elsewhere(ONE.format(src=str(folder / "src"))) for _ in range(3)]
+    found = {process.communicate(timeout=120)[0].strip() for process in processes}
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert found == {str(built(folder))}
+    assert runs(folder) == 1
+
+
+def test_a_killed_build_leaves_nothing_that_is_believed(folder):
+    (folder / "counting c++").write_text("#!/bin/sh\nsleep 60\n")
+    process = elsewhere(ONE.format(src=str(folder / "src")))
+    while not list(folder.glob("cache/build-*/build.ninja")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    (folder / "counting c++").write_text(f'#!/bin/sh\nexec {shutil.which("c++")} "$@"\n')
+    assert built(folder).exists()
+    assert not list(folder.glob("cache/build-*"))
+
+
+CALL = """
+    import warnings, torch, coalign
+    from coalign.kernels import dispatch
+    t = torch.randn(4, 1, 3, 2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        coalign.soft_align(*t), coalign.soft_align(*t)
+    print(len(caught), *caught[:1])
+    print(coalign.explain(*t))
+    try:
+        coalign.soft_align(*t, backend="native")
+    except coalign.BackendUnavailable as error:
+        print("unavailable:", error)
+"""
+
+
+def test_without_a_compiler_the_reference_serves_with_one_warning(tmp_path):
+    process = elsewhere(CALL, PATH="", CXX="", COALIGN_CACHE=str(tmp_path))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.startswith("1 ")
+    assert "no C++ compiler was found" in out
+    assert "reference  serves" in out
+    assert "unavailable: backend 'native' can't serve this call" in out
+
+
+def test_narrower_vectors_give_the_same_alignment(tmp_path):
+    """The kernels on 16-byte vectors against those on the widest; `make test` runs the whole suite on 32-byte ones."""
+    code = """
+        import torch, coalign
+        torch.manual_seed(0)
+        t = [torch.randn(3, n, w, requires_grad=True) for n, w in ((70, 19), (9, 19), (70, 7), (9, 5))]
+        found = coalign.soft_align(*t, backend="native", return_lse=True)
+        sum((f * f).sum() for f in found).backward()
+        reference = coalign.soft_align(*[x.detach().double() for x in t], return_lse=True)
+        torch.testing.assert_close([f.double() for f in found], list(reference), rtol=1e-5, atol=1e-6)
+        print("served", *(float(x.grad.norm()) for x in t))
+    """
+    found = []
+    for flags in ("", "-mno-avx2 -mno-avx512f"):
+        process = elsewhere(code, COALIGN_NATIVE_FLAGS=flags, COALIGN_CACHE=str(tmp_path))
+        out, err = process.communicate(timeout=300)
+        assert out.startswith("served"), err
+        found.append([float(x) for x in out.split()[1:]])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
