@@ -32,9 +32,11 @@ def backward(
 ) -> OperandGrads:
     dbias = bias.new_zeros(bias.shape, dtype=saved.lse_a.dtype) if bias is not None and bias_grad else None
     saved = Alignment(*(t.contiguous() for t in saved))
-    grads = AlignmentGrads(*(t if t is None else t.contiguous() for t in grads))
-    found = torch.ops.coalign_native.backward.default(*_operands(a, b, bias, scale), *saved, *grads, dbias)
-    return OperandGrads(*found, dbias)
+    arrived = (t if t is None else t.contiguous() for t in grads)
+    df_a, df_b, da, db = torch.ops.coalign_native.backward.default(
+        *_operands(a, b, bias, scale), *saved, *arrived, dbias
+    )
+    return OperandGrads(df_a, df_b, da, db, dbias)
 
 
 def _operands(a: Side, b: Side, bias: Tensor | None, scale: float) -> tuple[Any, ...]:
