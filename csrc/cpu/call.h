@@ -26,6 +26,14 @@ struct Rows {
         row(t.stride(t.dim() - 2)),
         width(static_cast<int>(t.size(t.dim() - 1))) {}
 
+  // Adjacent rows from data on.
+  Rows(S* data, int width) : data(data), outer(0), inner(0), heads(1), row(width), width(width) {}
+
+  // Wants the so many rows from index on, if they are adjacent.
+  void want(int64_t pair, int64_t index, int count, Ahead& ahead) const {
+    if (row == width) ahead.want(at(pair, index), sizeof(S) * width * count);
+  }
+
   S* at(int64_t pair, int64_t index) const { return data + pair / heads * outer + pair % heads * inner + index * row; }
 };
 
@@ -47,6 +55,9 @@ class Extent {
   // The first row in the operands.
   int64_t start(int64_t pair) const { return packed() ? number(pair) : 0; }
 
+  // So many of the stored rows hold all tokens; the cheap answer.
+  int reach(int64_t pair) const { return kind_ == 2 ? static_cast<int>(number(pair)) : stored(pair); }
+
   // The tokens' places among the stored rows; index has room for all of those.
   int tokens(int64_t pair, int* index) const {
     int count = 0;
@@ -58,7 +69,7 @@ class Extent {
       }
       return count;
     }
-    count = kind_ == 2 ? static_cast<int>(number(pair)) : stored(pair);
+    count = reach(pair);
     for (int i = 0; i < count; ++i) index[i] = i;
     return count;
   }
@@ -74,21 +85,48 @@ class Extent {
   int length_;
 };
 
-// The tokens' rows of an operand, widened where memory holds half precision.
-template <class S, class T = Compute<S>>
-const T* const* read_rows(const Rows<S>& rows, int64_t pair, int64_t start, const int* index, int count, Arena& arena) {
-  const T** out = arena.take<const T*>(count);
-  T* room = nullptr;
-  if constexpr (!std::is_same_v<S, T>) room = arena.take<T>(static_cast<std::size_t>(count) * rows.width);
-  for (int i = 0; i < count; ++i) {
-    const S* from = rows.at(pair, start + index[i]);
-    if constexpr (std::is_same_v<S, T>) {
-      out[i] = from;
-    } else {
-      T* to = room + static_cast<std::size_t>(i) * rows.width;
-      for (int d = 0; d < rows.width; ++d) to[d] = widen(from[d]);
-      out[i] = to;
+// What a pass does with an operand: contracts its rows, or weighs and sums them, or both.
+enum class Use { contract, sum, both };
+
+// Two rows of bfloat16 (the second one may be missing) as one of pairs.
+inline void interleave(const BFloat16* first, const BFloat16* second, int width, Pair* out) {
+  for (int d = 0; d < width; ++d) out[d] = first[d].bits | (second == nullptr ? 0u : (Pair)second[d].bits << 16);
+}
+
+// One operand's tokens in some pair, as elements to compute with: where they lie if they can be used as they are.
+template <class S, class E = Element<S>>
+Operand<E> read_operand(
+    const Rows<S>& from, int64_t pair, int64_t start, const int* index, int count, Use use, Arena& arena) {
+  auto at = [&](int i) { return from.at(pair, start + index[i]); };
+  Operand<E> out{nullptr, nullptr, from.width};
+  if (kPer<E> == 1 || use != Use::sum) {
+    const E** rows = arena.take<const E*>(count);
+    const int length = out.elements();
+    const bool fits = std::is_same_v<S, E> || (kPer<E> == 2 && from.width % 2 == 0);
+    E* room = fits ? nullptr : arena.take<E>(static_cast<std::size_t>(count) * length);
+    for (int i = 0; i < count; ++i, room += length) {
+      rows[i] = fits ? reinterpret_cast<const E*>(at(i)) : room;
+      if constexpr (kPer<E> == 2) {
+        if (!fits) std::memcpy(room, at(i), sizeof(S) * from.width);
+        if (!fits) room[length - 1] &= 0xffff;
+      } else if constexpr (!std::is_same_v<S, E>) {
+        const S* source = at(i);
+        for (int d = 0; d < length; ++d) room[d] = widen(source[d]);
+      }
     }
+    out.rows = rows;
+  }
+  if constexpr (kPer<E> == 1) {
+    out.terms = out.rows;
+  } else if (use != Use::contract) {
+    const int terms = (count + 1) / 2;
+    const E** rows = arena.take<const E*>(terms);
+    E* room = arena.take<E>(static_cast<std::size_t>(terms) * from.width);
+    for (int i = 0; i < terms; ++i, room += from.width) {
+      interleave(at(2 * i), 2 * i + 1 < count ? at(2 * i + 1) : nullptr, from.width, room);
+      rows[i] = room;
+    }
+    out.terms = rows;
   }
   return out;
 }
