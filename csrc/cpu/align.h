@@ -7,7 +7,10 @@
 // backward, where two one-directional passes need four and ten. A pair of up to 64 x 64 tokens is a single block.
 // Longer ones keep a running softmax for the rows *and* for the columns, whose weighted sums are rescaled when
 // their maximum rises. The rows are lists of pointers to tokens, so padding, wherever it lies, costs nothing.
-// One thread owns a pair: the result does not depend on how many there are.
+//
+// One thread does a whole pair. Where there are fewer pairs than threads, a long pair is shared out: some do blocks
+// of rows and what is summed along them, the others columns, and both make e. A row or column is summed in the same
+// order either way, so that the bits do not depend on how many threads there are.
 //
 // Forward: 2 m n (h + d_a + d_b) operations and 2 m n exponentials. Backward: 2 m n (3 h + 2 d_a + 2 d_b).
 #pragma once
@@ -45,6 +48,17 @@ struct Bias {
 };
 
 constexpr int kBlock = 64;
+
+// Some tokens of a side: from a block's first to a block's last.
+struct Range {
+  int begin, end;
+};
+
+// What of a pair to do: rows of e and what is summed along them, columns, or both.
+struct Share {
+  bool rows, columns;
+  Range a, b;
+};
 
 // A rectangle of e: rows from i, columns from j; `padded` columns are stored.
 struct Block {
@@ -178,8 +192,8 @@ Running<T> start_running(int count, Arena& arena) {
 // beta, alpha: rows to write, one a token; lse_a, lse_b: one number a token, with room for whole vectors.
 template <class E, class B, class T = Sum<E>>
 void align_forward(
-    const Tokens<E>& a, const Tokens<E>& b, T scale, const Bias<const B>& bias, T* const* beta, T* const* alpha,
-    T* lse_a, T* lse_b, Arena& arena, Ahead& ahead) {
+    const Tokens<E>& a, const Tokens<E>& b, const Share& share, T scale, const Bias<const B>& bias, T* const* beta,
+    T* const* alpha, T* lse_a, T* lse_b, Arena& arena, Ahead& ahead) {
   using namespace detail;
   const Workshop<E> shop(a.count, b.count, a.f.elements(), arena, ahead);
   const Running<T> state_a = start_running<T>(a.count, arena), state_b = start_running<T>(b.count, arena);
@@ -192,28 +206,32 @@ void align_forward(
     }
   };
 
-  for (int j = 0; j < b.count; j += kBlock) {
-    for (int i = 0; i < a.count; i += kBlock) {
+  for (int j = share.b.begin; j < share.b.end; j += kBlock) {
+    for (int i = share.a.begin; i < share.a.end; i += kBlock) {
       const Block at = shop.block(i, a.count, j, b.count);
       scores(shop, a, b, at, scale, bias, e);
-      row_weights(e, at.rows, at.padded, shop.ld(), p, state_a.from(i), whole);
-      if (j > 0) fade(state_a.fade + i, beta + i, at.rows, b.x.width);
-      shop.along(p, b.x, at, beta, j > 0);
-      column_weights(e, at.rows, at.padded, shop.ld(), p, state_b.from(j), whole);
-      if (i > 0) fade(state_b.fade + j, alpha + j, at.columns, a.x.width);
-      shop.across(p, a.x, at, alpha, i > 0);
+      if (share.rows) {
+        row_weights(e, at.rows, at.padded, shop.ld(), p, state_a.from(i), whole);
+        if (j > 0) fade(state_a.fade + i, beta + i, at.rows, b.x.width);
+        shop.along(p, b.x, at, beta, j > 0);
+      }
+      if (share.columns) {
+        column_weights(e, at.rows, at.padded, shop.ld(), p, state_b.from(j), whole);
+        if (i > 0) fade(state_b.fade + j, alpha + j, at.columns, a.x.width);
+        shop.across(p, a.x, at, alpha, i > 0);
+      }
     }
   }
-  auto finish = [whole](int count, const Running<T>& state, T* const* out, int width, T* lse) {
-    for (int i = 0; i < count; i += lanes<T>) {
+  auto finish = [whole](const Range& range, const Running<T>& state, T* const* out, int width, T* lse) {
+    for (int i = range.begin; i < range.end; i += lanes<T>) {
       store(lse + i, load(state.peak + i) + log<T>(load(state.total + i)));
     }
-    for (int i = 0; !whole && i < count; ++i) {
+    for (int i = range.begin; !whole && i < range.end; ++i) {
       if (state.total[i] != T(0)) scale_row(out[i], width, T(1) / state.total[i]);
     }
   };
-  finish(a.count, state_a, beta, b.x.width, lse_a);
-  finish(b.count, state_b, alpha, a.x.width, lse_b);
+  if (share.rows) finish(share.a, state_a, beta, b.x.width, lse_a);
+  if (share.columns) finish(share.b, state_b, alpha, a.x.width, lse_b);
 }
 
 // What arrived for a side's outputs: dout, as wide as the other side's x; delta_i = <dout_i, out_i> - dlse_i; the
@@ -229,9 +247,9 @@ struct Arrived {
 // df, dx: rows to write on either side, one a token. dbias: null, or the pair's, of which only tokens are written.
 template <class E, class B, class T = Sum<E>>
 void align_backward(
-    const Tokens<E>& a, const Tokens<E>& b, T scale, const Bias<const B>& bias, const Arrived<E>& to_a,
-    const Arrived<E>& to_b, T* const* df_a, T* const* df_b, T* const* dx_a, T* const* dx_b, const Bias<T>& dbias,
-    Arena& arena, Ahead& ahead) {
+    const Tokens<E>& a, const Tokens<E>& b, const Share& share, T scale, const Bias<const B>& bias,
+    const Arrived<E>& to_a, const Arrived<E>& to_b, T* const* df_a, T* const* df_b, T* const* dx_a, T* const* dx_b,
+    const Bias<T>& dbias, Arena& arena, Ahead& ahead) {
   using namespace detail;
   constexpr int W = lanes<T>;
   const int widest = std::max({a.f.elements(), a.x.elements(), b.x.elements()});
@@ -241,8 +259,8 @@ void align_backward(
   T* dp = shop.room();
   T* dq = shop.room();
 
-  for (int j0 = 0; j0 < b.count; j0 += kBlock) {
-    for (int i0 = 0; i0 < a.count; i0 += kBlock) {
+  for (int j0 = share.b.begin; j0 < share.b.end; j0 += kBlock) {
+    for (int i0 = share.a.begin; i0 < share.a.end; i0 += kBlock) {
       const Block at = shop.block(i0, a.count, j0, b.count);
       scores(shop, a, b, at, scale, bias, p);
       shop.product(to_a.dout, b.x, at, T(1), dp);
@@ -258,16 +276,20 @@ void align_backward(
           store(de + j, row * (load(dp + k) - delta) + column * (load(dq + k) - load(to_b.delta + j0 + j)));
         }
         for (int j = at.columns; j < at.padded; ++j) de[j] = 0;
-        if (dbias.data != nullptr) {
+        if (share.rows && dbias.data != nullptr) {
           T* out = dbias.data + dbias.index_a[i0 + i] * dbias.row;
           for (int j = 0; j < at.columns; ++j) out[dbias.index_b[j0 + j] * dbias.column] = de[j];
         }
         if (scale != T(1)) scale_row(de, at.columns, scale);
       }
-      shop.along(dp, b.f, at, df_a, j0 > 0);
-      shop.across(dp, a.f, at, df_b, i0 > 0);
-      shop.across(p, to_a.dout, at, dx_b, i0 > 0);
-      shop.along(q, to_b.dout, at, dx_a, j0 > 0);
+      if (share.rows) {
+        shop.along(dp, b.f, at, df_a, j0 > 0);
+        shop.along(q, to_b.dout, at, dx_a, j0 > 0);
+      }
+      if (share.columns) {
+        shop.across(dp, a.f, at, df_b, i0 > 0);
+        shop.across(p, to_a.dout, at, dx_b, i0 > 0);
+      }
     }
   }
 }

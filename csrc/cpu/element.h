@@ -53,4 +53,18 @@ inline Vec<Pair> pairs_across(Vec<float> first, Vec<float> second) {
 }
 #endif
 
+// A row rounded to how it lies in memory.
+template <class S>
+void narrow_row(const float* __restrict row, int width, S* __restrict out) {
+  int d = 0;
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    for (; d + 2 * lanes<float> <= width; d += 2 * lanes<float>) {
+      store(reinterpret_cast<Pair*>(out + d), pairs_along(row + d));
+    }
+  }
+#endif
+  for (; d < width; ++d) narrow(row[d], out + d);
+}
+
 }  // namespace coalign

@@ -37,7 +37,9 @@ inline void dots_block(const E* const* x, const E* const* y, int width, Sum<E> s
   if (k < width) step([k, n = width - k](const E* p) COALIGN_INLINE { return load_part(p + k, n); });
   T total[round_up(COUNT, W)];
   unroll<round_up(COUNT, W) / W>([&](auto c) COALIGN_INLINE { store(total + c * W, sums<T>(acc + c * W) * scale); });
-  unroll<MR>([&](auto i) COALIGN_INLINE { unroll<NR>([&](auto j) COALIGN_INLINE { out[i * ld + j] = total[i * NR + j]; }); });
+  for (int i = 0; i < MR; ++i) {
+    for (int j = 0; j < NR; ++j) out[i * ld + j] = total[i * NR + j];
+  }
 }
 
 template <class E, int MR, int NV>
@@ -55,7 +57,11 @@ inline void combine_block(
   Vec<T> acc[MR][NV] = {};
   const E* ws[MR];
   unroll<MR>([&](auto r) COALIGN_INLINE { ws[r] = w[r]; });
-  if (add) unroll<MR>([&](auto r) COALIGN_INLINE { unroll<NV>([&](auto v) COALIGN_INLINE { acc[r][v] = read(out[r], v); }); });
+  if (add) {
+    unroll<MR>([&](auto r) COALIGN_INLINE {
+      unroll<NV>([&](auto v) COALIGN_INLINE { acc[r][v] = read(out[r], v); });
+    });
+  }
   for (int j = 0; j < terms; ++j) {
     Vec<E> u[NV];
     unroll<NV>([&](auto v) COALIGN_INLINE { u[v] = in_register<E>(read(y[j], v)); });

@@ -4,6 +4,7 @@
 // lines for each instruction set and a loop for the others.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -73,6 +74,29 @@ COALIGN_INLINE inline void store(T* p, Vec<T> v) {
   *reinterpret_cast<Vec<T>*>(p) = v;
 }
 
+// Zeroes past the caches, which takes a fifth of the time where they would not stay in a cache anyway: an ordinary
+// store reads the line that it is going to overwrite.
+inline void clear_streaming(void* from, std::size_t bytes) {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  char* p = static_cast<char*>(from);
+  const std::size_t head = std::min<std::size_t>(bytes, -reinterpret_cast<std::uintptr_t>(p) % kVectorBytes);
+  std::memset(p, 0, head);
+  p += head;
+  bytes -= head;
+  for (; bytes >= kVectorBytes; bytes -= kVectorBytes, p += kVectorBytes) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(reinterpret_cast<float*>(p), _mm512_setzero_ps());
+#else
+    _mm256_stream_ps(reinterpret_cast<float*>(p), _mm256_setzero_ps());
+#endif
+  }
+  std::memset(p, 0, bytes);
+  _mm_sfence();
+#else
+  std::memset(from, 0, bytes);
+#endif
+}
+
 // v, read now and kept in a register: compilers like to read an operand again at each of its uses, and here a
 // load costs as much as the multiplication it feeds.
 template <class T>
@@ -128,7 +152,9 @@ COALIGN_INLINE inline Vec<T> fold(Vec<T> a, Vec<T> b, OP op, std::index_sequence
 // v is spoilt.
 template <class T, class OP, int HALF = lanes<T> / 2>
 COALIGN_INLINE inline Vec<T> reduce(Vec<T>* v, OP op) {
-  unroll<HALF>([&](auto i) COALIGN_INLINE { v[i] = fold<T, HALF>(v[i], v[i + HALF], op, std::make_index_sequence<lanes<T>>{}); });
+  unroll<HALF>([&](auto i) COALIGN_INLINE {
+    v[i] = fold<T, HALF>(v[i], v[i + HALF], op, std::make_index_sequence<lanes<T>>{});
+  });
   if constexpr (HALF == 1) {
     return v[0];
   } else {
