@@ -207,11 +207,12 @@ def _padded(
 
 def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The four operands checked, and cast where autocast says so."""
-    operands = (f_a, f_b, a, b)
+    operands: tuple[Tensor, ...] = (f_a, f_b, a, b)
     for name, t in zip(_OPERANDS, operands, strict=True):
         _check_tensor(name, t, f_a)
     if torch.is_autocast_enabled(f_a.device.type):
-        f_a, f_b, a, b = operands = _autocast(operands)
+        operands = _autocast(operands)
+    f_a, f_b, a, b = operands
     dtype, shapes = f_a.dtype, [tuple(t.shape) for t in operands]
     for name, t, shape in zip(_OPERANDS, operands, shapes, strict=True):
         if t.dtype not in DTYPES:
@@ -236,7 +237,7 @@ def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> t
         raise ValueError(
             f"f_a and f_b must have the same batch dimensions; they are {of_f_a} and {of_f_b}"
         )
-    return operands
+    return f_a, f_b, a, b
 
 
 def _check_tensor(name: str, value: object, like: Tensor) -> None:

@@ -106,8 +106,8 @@ class _SoftAlign(torch.autograd.Function):
         bias_grad = bias is not None and ctx.needs_input_grad[6]
         df_a, df_b, da, db, dbias = _backward(*_expanded(operands), *outputs, dbeta, dalpha, dlse_a, dlse_b, bias_grad)
         # summed over what was broadcast before it is rounded to the bias' own dtype
-        dbias = dbias.sum_to_size(bias.shape).to(bias.dtype) if bias_grad else None
-        return df_a, df_b, da, db, None, None, dbias, None, None, None, None
+        summed = dbias.sum_to_size(bias.shape).to(bias.dtype) if bias_grad else None
+        return df_a, df_b, da, db, None, None, summed, None, None, None, None
 
 
 def _expanded(operands: tuple[Any, ...]) -> tuple[Any, ...]:

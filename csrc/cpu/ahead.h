@@ -31,7 +31,7 @@ class Ahead {
   }
 
  private:
-  static constexpr std::size_t kLine = 64, kMost = 4;
+  static constexpr std::size_t kLine = 64, kMost = 8;
   struct Range {
     const char* from;
     std::size_t lines;

@@ -27,7 +27,7 @@ using Element = std::conditional_t<std::is_same_v<S, BFloat16> && kHasPairs, Pai
 
 // sum + a b, lane by lane; of pairs, both products.
 template <class E>
-COALIGN_INLINE inline Vec<Sum<E>> multiply_add(Vec<Sum<E>> sum, Vec<E> a, Vec<E> b) {
+ALWAYS_INLINE inline Vec<Sum<E>> multiply_add(Vec<Sum<E>> sum, Vec<E> a, Vec<E> b) {
   if constexpr (!std::is_same_v<E, Pair>) {
     return sum + a * b;
   } else {

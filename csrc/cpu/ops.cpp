@@ -150,13 +150,20 @@ struct Sides {
   explicit Sides(const Call& call)
       : a{call.extent_a, Rows<S>(call.f_a), Rows<S>(call.a)}, b{call.extent_b, Rows<S>(call.f_b), Rows<S>(call.b)} {}
 
-  // What a pair will read, to be fetched in so many steps; long pairs fetch for themselves.
-  Ahead ahead(int64_t pair, std::size_t steps) const {
+  // What a pair will read, to be fetched in so many steps: its operands, and what lies as the outputs do. Long pairs
+  // fetch for themselves.
+  Ahead ahead(
+      int64_t pair, std::size_t steps, std::initializer_list<Stored<S>> of_a = {},
+      std::initializer_list<Stored<S>> of_b = {}) const {
     Ahead ahead;
+    auto side = [&](const Side<S>& side, int count, std::initializer_list<Stored<S>> stored) {
+      for (const Rows<S>* rows : {&side.f, &side.x}) rows->want(pair, side.extent.start(pair), count, ahead);
+      for (const Stored<S>& t : stored) Rows<S>(t.data, t.width).want(0, side.extent.first(pair), count, ahead);
+    };
     const int count_a = a.extent.reach(pair), count_b = b.extent.reach(pair);
     if (count_a <= kBlock && count_b <= kBlock) {
-      for (const Rows<S>* rows : {&a.f, &a.x}) rows->want(pair, a.extent.start(pair), count_a, ahead);
-      for (const Rows<S>* rows : {&b.f, &b.x}) rows->want(pair, b.extent.start(pair), count_b, ahead);
+      side(a, count_a, of_a);
+      side(b, count_b, of_b);
     }
     ahead.spread(steps);
     return ahead;
@@ -298,7 +305,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
       const bool aligned = pa.count > 0 && pb.count > 0;
       if (aligned) {
         const std::size_t m = pa.count, n = pb.count;
-        Ahead ahead = sides.ahead(task.next, m * n / 7 + m + n);
+        Ahead ahead = sides.ahead(task.next, m * n / 7 + m + n, {of_beta, of_dbeta}, {of_alpha, of_dalpha});
         align_backward<Element<S>, B>(
             pa.tokens(Use::both, Use::contract), pb.tokens(Use::both, Use::contract), share, static_cast<T>(scale),
             part_of<const B>(bias, task.pair, pa.index, pb.index), pa.arrived(of_beta, of_dbeta, of_lse_a, of_dlse_a),

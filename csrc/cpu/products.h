@@ -22,21 +22,21 @@ inline void dots_block(const E* const* x, const E* const* y, int width, Sum<E> s
   constexpr int W = lanes<E>, COUNT = MR * NR;
   Vec<T> acc[round_up(COUNT, W)] = {};
   const E *xs[MR], *ys[NR];
-  unroll<MR>([&](auto i) COALIGN_INLINE { xs[i] = x[i]; });
-  unroll<NR>([&](auto j) COALIGN_INLINE { ys[j] = y[j]; });
-  auto step = [&](auto&& read) COALIGN_INLINE {
+  unroll<MR>([&](auto i) ALWAYS_INLINE { xs[i] = x[i]; });
+  unroll<NR>([&](auto j) ALWAYS_INLINE { ys[j] = y[j]; });
+  auto step = [&](auto&& read) ALWAYS_INLINE {
     Vec<E> v[NR];
-    unroll<NR>([&](auto j) COALIGN_INLINE { v[j] = in_register<E>(read(ys[j])); });
-    unroll<MR>([&](auto i) COALIGN_INLINE {
+    unroll<NR>([&](auto j) ALWAYS_INLINE { v[j] = in_register<E>(read(ys[j])); });
+    unroll<MR>([&](auto i) ALWAYS_INLINE {
       const Vec<E> u = in_register<E>(read(xs[i]));
-      unroll<NR>([&](auto j) COALIGN_INLINE { acc[i * NR + j] = multiply_add<E>(acc[i * NR + j], u, v[j]); });
+      unroll<NR>([&](auto j) ALWAYS_INLINE { acc[i * NR + j] = multiply_add<E>(acc[i * NR + j], u, v[j]); });
     });
   };
   int k = 0;
-  for (; k + W <= width; k += W) step([k](const E* p) COALIGN_INLINE { return load(p + k); });
-  if (k < width) step([k, n = width - k](const E* p) COALIGN_INLINE { return load_part(p + k, n); });
+  for (; k + W <= width; k += W) step([k](const E* p) ALWAYS_INLINE { return load(p + k); });
+  if (k < width) step([k, n = width - k](const E* p) ALWAYS_INLINE { return load_part(p + k, n); });
   T total[round_up(COUNT, W)];
-  unroll<round_up(COUNT, W) / W>([&](auto c) COALIGN_INLINE { store(total + c * W, sums<T>(acc + c * W) * scale); });
+  unroll<round_up(COUNT, W) / W>([&](auto c) ALWAYS_INLINE { store(total + c * W, sums<T>(acc + c * W) * scale); });
   for (int i = 0; i < MR; ++i) {
     for (int j = 0; j < NR; ++j) out[i * ld + j] = total[i * NR + j];
   }
@@ -47,7 +47,7 @@ inline void combine_block(
     const E* const* w, int w_term, const E* const* y, int terms, int last, Sum<E>* const* out, int at, bool add) {
   using T = Sum<E>;
   constexpr int W = lanes<E>;
-  auto read = [&](const auto* p, auto v) COALIGN_INLINE {
+  auto read = [&](const auto* p, auto v) ALWAYS_INLINE {
     if constexpr (v < NV - 1) {
       return load(p + at + v * W);
     } else {
@@ -56,23 +56,23 @@ inline void combine_block(
   };
   Vec<T> acc[MR][NV] = {};
   const E* ws[MR];
-  unroll<MR>([&](auto r) COALIGN_INLINE { ws[r] = w[r]; });
+  unroll<MR>([&](auto r) ALWAYS_INLINE { ws[r] = w[r]; });
   if (add) {
-    unroll<MR>([&](auto r) COALIGN_INLINE {
-      unroll<NV>([&](auto v) COALIGN_INLINE { acc[r][v] = read(out[r], v); });
+    unroll<MR>([&](auto r) ALWAYS_INLINE {
+      unroll<NV>([&](auto v) ALWAYS_INLINE { acc[r][v] = read(out[r], v); });
     });
   }
   for (int j = 0; j < terms; ++j) {
     Vec<E> u[NV];
-    unroll<NV>([&](auto v) COALIGN_INLINE { u[v] = in_register<E>(read(y[j], v)); });
-    unroll<MR>([&](auto r) COALIGN_INLINE {
+    unroll<NV>([&](auto v) ALWAYS_INLINE { u[v] = in_register<E>(read(y[j], v)); });
+    unroll<MR>([&](auto r) ALWAYS_INLINE {
       const Vec<E> weight = fill(*ws[r]);
       ws[r] += w_term;
-      unroll<NV>([&](auto v) COALIGN_INLINE { acc[r][v] = multiply_add<E>(acc[r][v], u[v], weight); });
+      unroll<NV>([&](auto v) ALWAYS_INLINE { acc[r][v] = multiply_add<E>(acc[r][v], u[v], weight); });
     });
   }
-  unroll<MR>([&](auto r) COALIGN_INLINE {
-    unroll<NV - 1>([&](auto v) COALIGN_INLINE { store(out[r] + at + v * W, acc[r][v]); });
+  unroll<MR>([&](auto r) ALWAYS_INLINE {
+    unroll<NV - 1>([&](auto v) ALWAYS_INLINE { store(out[r] + at + v * W, acc[r][v]); });
     store_part(out[r] + at + (NV - 1) * W, acc[r][NV - 1], last);
   });
 }
@@ -150,9 +150,9 @@ void transpose(const E* const* rows, int count, int width, E* out, int ld) {
     for (int k = 0; k < width; k += W) {
       const int n = std::min(W, width - k);
       Vec<E> v[W];
-      unroll<W>([&](auto r) COALIGN_INLINE { v[r] = load_part(rows[j + r] + k, n); });
+      unroll<W>([&](auto r) ALWAYS_INLINE { v[r] = load_part(rows[j + r] + k, n); });
       transpose<E>(v);
-      unroll<W>([&](auto r) COALIGN_INLINE {
+      unroll<W>([&](auto r) ALWAYS_INLINE {
         if (r < n) store(out + (k + r) * ld + j, v[r]);
       });
     }

@@ -17,7 +17,7 @@
 #endif
 
 // Inlined before the compiler decides which arrays of vectors can live in registers.
-#define COALIGN_INLINE __attribute__((always_inline))
+#define ALWAYS_INLINE __attribute__((always_inline))
 
 namespace coalign {
 
@@ -49,28 +49,28 @@ using Vec = typename VectorOf<T>::type;  // unaligned when read from memory
 constexpr int round_up(int n, int step) { return (n + step - 1) / step * step; }
 
 template <class F, int... I>
-COALIGN_INLINE inline void unroll(F&& f, std::integer_sequence<int, I...>) {
+ALWAYS_INLINE inline void unroll(F&& f, std::integer_sequence<int, I...>) {
   (f(std::integral_constant<int, I>{}), ...);
 }
 
 // f(0), f(1), ... f(N - 1), each index a constant: arrays of vectors so indexed are registers, not memory.
 template <int N, class F>
-COALIGN_INLINE inline void unroll(F&& f) {
+ALWAYS_INLINE inline void unroll(F&& f) {
   unroll(f, std::make_integer_sequence<int, N>{});
 }
 
 template <class T>
-COALIGN_INLINE inline Vec<T> fill(T value) {
+ALWAYS_INLINE inline Vec<T> fill(T value) {
   return Vec<T>{} + value;
 }
 
 template <class T>
-COALIGN_INLINE inline Vec<T> load(const T* p) {
+ALWAYS_INLINE inline Vec<T> load(const T* p) {
   return *reinterpret_cast<const Vec<T>*>(p);
 }
 
 template <class T>
-COALIGN_INLINE inline void store(T* p, Vec<T> v) {
+ALWAYS_INLINE inline void store(T* p, Vec<T> v) {
   *reinterpret_cast<Vec<T>*>(p) = v;
 }
 
@@ -100,7 +100,7 @@ inline void clear_streaming(void* from, std::size_t bytes) {
 // v, read now and kept in a register: compilers like to read an operand again at each of its uses, and here a
 // load costs as much as the multiplication it feeds.
 template <class T>
-COALIGN_INLINE inline Vec<T> in_register(Vec<T> v) {
+ALWAYS_INLINE inline Vec<T> in_register(Vec<T> v) {
 #if defined(__x86_64__)
   asm("" : "+v"(v));
 #endif
@@ -109,7 +109,7 @@ COALIGN_INLINE inline Vec<T> in_register(Vec<T> v) {
 
 // The first n lanes; the others are 0. 0 < n <= lanes.
 template <class T>
-COALIGN_INLINE inline Vec<T> load_part(const T* p, int n) {
+ALWAYS_INLINE inline Vec<T> load_part(const T* p, int n) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
   if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
@@ -122,7 +122,7 @@ COALIGN_INLINE inline Vec<T> load_part(const T* p, int n) {
 }
 
 template <class T>
-COALIGN_INLINE inline void store_part(T* p, Vec<T> v, int n) {
+ALWAYS_INLINE inline void store_part(T* p, Vec<T> v, int n) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
   if constexpr (sizeof(T) == 8) _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
@@ -133,13 +133,13 @@ COALIGN_INLINE inline void store_part(T* p, Vec<T> v, int n) {
 }
 
 template <class T>
-COALIGN_INLINE inline Vec<T> max(Vec<T> a, Vec<T> b) {
+ALWAYS_INLINE inline Vec<T> max(Vec<T> a, Vec<T> b) {
   return a > b ? a : b;
 }
 
 // Half of each 2 * HALF lanes from a, the other half from b, folded onto one another: see `reduce`.
 template <class T, int HALF, class OP, std::size_t... I>
-COALIGN_INLINE inline Vec<T> fold(Vec<T> a, Vec<T> b, OP op, std::index_sequence<I...>) {
+ALWAYS_INLINE inline Vec<T> fold(Vec<T> a, Vec<T> b, OP op, std::index_sequence<I...>) {
   constexpr int W = lanes<T>;
   constexpr auto from = [](int lane, int upper) {
     const int block = lane / (2 * HALF) * (2 * HALF), within = lane % (2 * HALF);
@@ -151,8 +151,8 @@ COALIGN_INLINE inline Vec<T> fold(Vec<T> a, Vec<T> b, OP op, std::index_sequence
 // Lane l of the result is all lanes of v[l] added up, or their maximum: a transpose and a reduction in one tree.
 // v is spoilt.
 template <class T, class OP, int HALF = lanes<T> / 2>
-COALIGN_INLINE inline Vec<T> reduce(Vec<T>* v, OP op) {
-  unroll<HALF>([&](auto i) COALIGN_INLINE {
+ALWAYS_INLINE inline Vec<T> reduce(Vec<T>* v, OP op) {
+  unroll<HALF>([&](auto i) ALWAYS_INLINE {
     v[i] = fold<T, HALF>(v[i], v[i + HALF], op, std::make_index_sequence<lanes<T>>{});
   });
   if constexpr (HALF == 1) {
@@ -163,20 +163,20 @@ COALIGN_INLINE inline Vec<T> reduce(Vec<T>* v, OP op) {
 }
 
 template <class T>
-COALIGN_INLINE inline Vec<T> sums(Vec<T>* v) {
-  return reduce<T>(v, [](Vec<T> a, Vec<T> b) COALIGN_INLINE { return a + b; });
+ALWAYS_INLINE inline Vec<T> sums(Vec<T>* v) {
+  return reduce<T>(v, [](Vec<T> a, Vec<T> b) ALWAYS_INLINE { return a + b; });
 }
 
 template <class T>
-COALIGN_INLINE inline Vec<T> maxima(Vec<T>* v) {
-  return reduce<T>(v, [](Vec<T> a, Vec<T> b) COALIGN_INLINE { return max<T>(a, b); });
+ALWAYS_INLINE inline Vec<T> maxima(Vec<T>* v) {
+  return reduce<T>(v, [](Vec<T> a, Vec<T> b) ALWAYS_INLINE { return max<T>(a, b); });
 }
 
 // v[i][k] and v[k][i] change places, in so many stages as halves can be halved.
 template <class T, int HALF, int... I>
-COALIGN_INLINE inline void transpose(Vec<T>* v, std::integer_sequence<int, I...> lane) {
+ALWAYS_INLINE inline void transpose(Vec<T>* v, std::integer_sequence<int, I...> lane) {
   constexpr int W = lanes<T>;
-  unroll<W>([&](auto i) COALIGN_INLINE {
+  unroll<W>([&](auto i) ALWAYS_INLINE {
     if constexpr ((i & HALF) == 0) {
       const Vec<T> a = v[i], b = v[i + HALF];
       v[i] = __builtin_shufflevector(a, b, ((I & HALF) == 0 ? I : W + I - HALF)...);
@@ -187,14 +187,14 @@ COALIGN_INLINE inline void transpose(Vec<T>* v, std::integer_sequence<int, I...>
 }
 
 template <class T>
-COALIGN_INLINE inline void transpose(Vec<T>* v) {
+ALWAYS_INLINE inline void transpose(Vec<T>* v) {
   transpose<T, lanes<T> / 2>(v, std::make_integer_sequence<int, lanes<T>>{});
 }
 
 // e^x for x <= 0 or so; 0 for -inf and far below, NaN for NaN. float: relative error below 2e-7, by Cody and
 // Waite's reduction x = n ln 2 + r and the Taylor polynomial of e^r, |r| <= ln 2 / 2, to the 7th power.
 template <class T>
-COALIGN_INLINE inline Vec<T> exp(Vec<T> x) {
+ALWAYS_INLINE inline Vec<T> exp(Vec<T> x) {
   if constexpr (std::is_same_v<T, float>) {
     typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
     const Vec<T> clamped = x < -87.0f ? fill(-87.0f) : (x > 88.0f ? fill(88.0f) : x);
@@ -223,7 +223,7 @@ COALIGN_INLINE inline Vec<T> exp(Vec<T> x) {
 // ln x for x >= 0; -inf for 0. float: x = 2^n (1 + f) with 1 + f between sqrt(1/2) and sqrt(2), and
 // ln (1 + f) = 2 artanh(s), s = f / (2 + f), by its odd series to the 9th power: relative error below 2e-7.
 template <class T>
-COALIGN_INLINE inline Vec<T> log(Vec<T> x) {
+ALWAYS_INLINE inline Vec<T> log(Vec<T> x) {
   if constexpr (std::is_same_v<T, float>) {
     typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
     const Ints bits = (Ints)x - 0x3f3504f3;  // sqrt(1/2)

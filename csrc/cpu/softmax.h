@@ -22,7 +22,7 @@ struct Running {
   Running from(int first) const { return {peak + first, total + first, fade + first}; }
 
   // The lanes at i with new maxima; returns what to subtract: the maximum, but 0 while there is nothing.
-  COALIGN_INLINE Vec<T> raise(int i, Vec<T> found) const {
+  ALWAYS_INLINE Vec<T> raise(int i, Vec<T> found) const {
     const Vec<T> before = load(peak + i), now = max<T>(before, found);
     const Vec<T> shift = now == kNothing<T> ? Vec<T>{} : now;
     store(peak + i, now);
@@ -31,7 +31,7 @@ struct Running {
   }
 
   // Adds to the totals at i; returns the factor that makes weights add up to 1.
-  COALIGN_INLINE Vec<T> add(int i, Vec<T> found) const {
+  ALWAYS_INLINE Vec<T> add(int i, Vec<T> found) const {
     const Vec<T> now = load(total + i) * load(fade + i) + found;
     store(total + i, now);
     return now == T(0) ? Vec<T>{} : T(1) / now;
