@@ -1,7 +1,30 @@
 """Natural language inference: reading pairs of sentences, the vocabulary, batches."""
 
 from .batches import Batch, batches
-from .pairs import LABELS, DataError, Pair, PairFile, read_snli
+from .corpus import Corpus, Reading, load_corpus
+from .packed_batches import LabelledPairs, PackedBatches
+from .pairs import LABELS, Pair, PairFile, read_snli
+from .rows import Columns, DataError, Row, read_rows
+from .tokens import TOKENIZERS, tokenizer
 from .vocabulary import Vocabulary
 
-__all__ = ["LABELS", "Batch", "DataError", "Pair", "PairFile", "Vocabulary", "batches", "read_snli"]
+__all__ = [
+    "LABELS",
+    "TOKENIZERS",
+    "Batch",
+    "Columns",
+    "Corpus",
+    "DataError",
+    "LabelledPairs",
+    "PackedBatches",
+    "Pair",
+    "PairFile",
+    "Reading",
+    "Row",
+    "Vocabulary",
+    "batches",
+    "load_corpus",
+    "read_rows",
+    "read_snli",
+    "tokenizer",
+]
