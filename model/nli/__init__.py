@@ -7,6 +7,7 @@ from .pairs import LABELS, Pair, PairFile, read_snli
 from .rows import Columns, DataError, Row, read_rows
 from .tokens import TOKENIZERS, tokenizer
 from .vocabulary import Vocabulary
+from .word_vectors import WordVectors, load_word_vectors
 
 __all__ = [
     "LABELS",
@@ -22,8 +23,10 @@ __all__ = [
     "Reading",
     "Row",
     "Vocabulary",
+    "WordVectors",
     "batches",
     "load_corpus",
+    "load_word_vectors",
     "read_rows",
     "read_snli",
     "tokenizer",
