@@ -4,5 +4,6 @@ from .aggregate import Aggregate
 from .attend import Attend
 from .compare import Compare
 from .decomposable_attention import DecomposableAttention
+from .pair_batch import PairBatch
 
-__all__ = ["Aggregate", "Attend", "Compare", "DecomposableAttention"]
+__all__ = ["Aggregate", "Attend", "Compare", "DecomposableAttention", "PairBatch"]

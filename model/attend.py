@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..kernels import soft_align
+from ..kernels import soft_align, soft_align_packed
 from . import plain
-from .masks import as_mask
+from .masks import are_packed, as_mask
 from .mlp import mlp
 
 
@@ -33,14 +33,37 @@ class Attend(nn.Module):
         mask_b: Tensor | None = None,
         lengths_a: Tensor | None = None,
         lengths_b: Tensor | None = None,
+        offsets_a: Tensor | None = None,
+        offsets_b: Tensor | None = None,
+        max_length_a: int | None = None,
+        max_length_b: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """A (batch, m, num_inputs), B (batch, n, num_inputs) -> beta like A, alpha like B.
 
         Masks and lengths as in `coalign.soft_align`; with none given nothing is masked. Padding's rows are 0.
+        With offsets and max_lengths the sentences are packed, A (total_a, num_inputs), B (total_b, num_inputs), as
+        in `coalign.soft_align_packed`; there is nothing to mask then.
 
         Raises:
             TypeError, ValueError, coalign.BackendUnavailable: as `coalign.soft_align` does.
         """
+        if are_packed(offsets_a, offsets_b, (mask_a, mask_b, lengths_a, lengths_b)):
+            assert offsets_a is not None
+            assert offsets_b is not None
+            if max_length_a is None or max_length_b is None:
+                raise ValueError("packed sentences need max_length_a and max_length_b")
+            packed = soft_align_packed(
+                self.f(A),
+                self.f(B),
+                A,
+                B,
+                offsets_a,
+                offsets_b,
+                max_length_a,
+                max_length_b,
+                backend=self.backend,
+            )
+            return packed.beta, packed.alpha
         keep_a, keep_b = as_mask("a", A, mask_a, lengths_a), as_mask("b", B, mask_b, lengths_b)
         if self.backend == "reference":
             return plain.attend(self.f, A, B, keep_a, keep_b)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from . import plain
-from .masks import as_mask
+from .masks import are_packed, as_mask
 from .mlp import mlp
+from .segments import segment_sum
 
 
 class Compare(nn.Module):
@@ -32,11 +34,20 @@ class Compare(nn.Module):
         mask_b: Tensor | None = None,
         lengths_a: Tensor | None = None,
         lengths_b: Tensor | None = None,
+        offsets_a: Tensor | None = None,
+        offsets_b: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """A, beta (batch, m, width), B, alpha (batch, n, width) -> V_A, V_B, (batch, num_hiddens) each.
 
+        With offsets, (pairs + 1,), the sentences are packed: A, beta (total_a, width), B, alpha (total_b, width).
+
         Raises:
-            TypeError, ValueError: a mask or lengths that do not fit.
+            TypeError, ValueError: masks, lengths or offsets that do not fit.
         """
+        if are_packed(offsets_a, offsets_b, (mask_a, mask_b, lengths_a, lengths_b)):
+            assert offsets_a is not None
+            assert offsets_b is not None
+            v_a, v_b = self.g(torch.cat([A, beta], dim=-1)), self.g(torch.cat([B, alpha], dim=-1))
+            return segment_sum(v_a, offsets_a), segment_sum(v_b, offsets_b)
         mask_a, mask_b = as_mask("a", A, mask_a, lengths_a), as_mask("b", B, mask_b, lengths_b)
         return plain.compare(self.g, A, B, beta, alpha, mask_a, mask_b)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .aggregate import Aggregate
 from .attend import Attend
 from .compare import Compare
+from .pair_batch import PairBatch
 
 Pair = tuple[Tensor | None, Tensor | None]
 
@@ -97,11 +98,14 @@ class DecomposableAttention(nn.Module):
     def backend(self, name: str | None) -> None:
         self.attend.backend = name
 
-    def forward(self, X: tuple[Tensor, Tensor], *, masks: Pair | None = None, lengths: Pair | None = None) -> Tensor:
+    def forward(
+        self, X: tuple[Tensor, Tensor] | PairBatch, *, masks: Pair | None = None, lengths: Pair | None = None
+    ) -> Tensor:
         """Class scores of pairs of sentences.
 
         Args:
-            X: premises (batch, m) and hypotheses (batch, n), integer token ids.
+            X: premises (batch, m) and hypotheses (batch, n), integer token ids; or a `PairBatch`, all of whose ids
+                are tokens: only they are computed with, and the result is that of masked padding.
             masks: for each side (batch, length) bool, True for a token, or None.
             lengths: for each side (batch,) integers, or None. A side takes a mask or lengths, not both; given
                 for either side, they replace padding_idx for both.
@@ -113,15 +117,42 @@ class DecomposableAttention(nn.Module):
             TypeError, ValueError: ids, masks or lengths of the wrong kind or shape.
             IndexError: a token id outside the vocabulary (checked on the CPU; on a GPU, torch asserts).
         """
+        if isinstance(X, PairBatch):
+            if masks is not None or lengths is not None:
+                raise ValueError("a PairBatch knows its lengths and has no padding: give it no masks or lengths")
+            if self.backend != "reference":
+                return self._packed_scores(X)
+            lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
         A, B, extents = self._embed(X, masks, lengths)
         beta, alpha = self.attend(A, B, **extents)
         V_A, V_B = self.compare(A, B, beta, alpha, **extents)
         return self.aggregate(V_A, V_B)
 
+    def _packed_scores(self, X: PairBatch) -> Tensor:
+        self._check_ids("premises", X.ids_a, ndim=1)
+        self._check_ids("hypotheses", X.ids_b, ndim=1)
+        # one look-up for both sides: its gradient is as large as the vocabulary, and so not made twice and added
+        A, B = self.embedding(torch.cat([X.ids_a, X.ids_b])).split([X.ids_a.shape[0], X.ids_b.shape[0]])
+        beta, alpha = self.attend(
+            A,
+            B,
+            offsets_a=X.offsets_a,
+            offsets_b=X.offsets_b,
+            max_length_a=X.max_length_a,
+            max_length_b=X.max_length_b,
+        )
+        V_A, V_B = self.compare(A, B, beta, alpha, offsets_a=X.offsets_a, offsets_b=X.offsets_b)
+        return self.aggregate(V_A, V_B)
+
     def alignment(
-        self, X: tuple[Tensor, Tensor], *, masks: Pair | None = None, lengths: Pair | None = None
+        self, X: tuple[Tensor, Tensor] | PairBatch, *, masks: Pair | None = None, lengths: Pair | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The two soft alignments, to look at: (batch, m, n) each, as `Attend.weights` gives them."""
+        """The two soft alignments, to look at: (batch, m, n) each, as `Attend.weights` gives them.
+
+        A `PairBatch` is padded for it, to max_length_a and max_length_b.
+        """
+        if isinstance(X, PairBatch):
+            lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
         A, B, extents = self._embed(X, masks, lengths)
         return self.attend.weights(A, B, **extents)
 
@@ -144,12 +175,12 @@ class DecomposableAttention(nn.Module):
         extents = {"mask_a": mask_a, "mask_b": mask_b, "lengths_a": lengths_a, "lengths_b": lengths_b}
         return self.embedding(premises), self.embedding(hypotheses), extents
 
-    def _check_ids(self, name: str, ids: object) -> None:
+    def _check_ids(self, name: str, ids: object, ndim: int = 2) -> None:
         if not isinstance(ids, Tensor):
             raise TypeError(f"{name} must be a tensor of token ids, not {type(ids).__name__}")
         if ids.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"{name} must be int32 or int64 token ids, not {ids.dtype}")
-        if ids.ndim != 2:
+        if ids.ndim != ndim:
             raise ValueError(f"{name} must be (batch, length), not {tuple(ids.shape)}")
         if torch.compiler.is_compiling() or ids.device.type != "cpu" or ids.numel() == 0:
             return

@@ -1,4 +1,4 @@
-"""Which positions of a batch of sentences are tokens."""
+"""Which positions of a batch of sentences are tokens, and whether it is packed: nothing but tokens."""
 
 from __future__ import annotations
 
@@ -21,6 +21,21 @@ def as_mask(side: str, x: Tensor, mask: Tensor | None, lengths: Tensor | None) -
         _check(f"lengths_{side}", lengths, x.shape[:1], (torch.int32, torch.int64))
         return torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)
     return None
+
+
+def are_packed(offsets_a: Tensor | None, offsets_b: Tensor | None, paddings: tuple[Tensor | None, ...]) -> bool:
+    """Whether both sides come packed, as offsets say; paddings: the masks and lengths of padded ones.
+
+    Raises:
+        ValueError: only one side has offsets, or there are masks or lengths too.
+    """
+    if offsets_a is None and offsets_b is None:
+        return False
+    if offsets_a is None or offsets_b is None:
+        raise ValueError("give offsets for both sides or for neither")
+    if any(t is not None for t in paddings):
+        raise ValueError("packed sentences have no padding: give offsets, or masks or lengths, not both")
+    return True
 
 
 def _check(name: str, t: object, shape: torch.Size, dtypes: tuple[torch.dtype, ...]) -> None:

@@ -41,7 +41,7 @@ def test_pairs_come_in_order_and_unlabelled_ones_are_counted(tmp_path):
         ("[1]", "expected a JSON object, not list"),
         (line(sentence2=None), "sentence2 is missing"),
         (line(sentence1=3), "sentence1 must be a string"),
-        (line(gold_label="maybe"), "gold_label 'maybe' is none of entailment"),
+        (line(gold_label="maybe"), "the label 'maybe' is none of entailment"),
         (b'{"gold_label": "\xff"}', "not UTF-8 at byte 16"),
     ],
 )

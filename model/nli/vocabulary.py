@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import overload
 
 UNKNOWN, PADDING = "<unk>", "<pad>"
@@ -17,7 +17,16 @@ class Vocabulary:
     """
 
     def __init__(self, sentences: Iterable[Sequence[str]], min_freq: int = 1) -> None:
-        counts = Counter(token for sentence in sentences for token in sentence)
+        self._fill(Counter(token for sentence in sentences for token in sentence), min_freq)
+
+    @classmethod
+    def from_counts(cls, counts: Mapping[str, int], min_freq: int = 1) -> Vocabulary:
+        """From how often each word occurs."""
+        made = cls.__new__(cls)
+        made._fill(counts, min_freq)
+        return made
+
+    def _fill(self, counts: Mapping[str, int], min_freq: int) -> None:
         frequent = sorted((t for t, n in counts.items() if n >= min_freq), key=lambda t: (-counts[t], t))
         self.tokens = [UNKNOWN, PADDING, *(t for t in frequent if t not in (UNKNOWN, PADDING))]
         self._ids = {token: i for i, token in enumerate(self.tokens)}

@@ -10,7 +10,7 @@ from .kernels import (
     soft_align,
     soft_align_packed,
 )
-from .model import Aggregate, Attend, Compare, DecomposableAttention
+from .model import Aggregate, Attend, Compare, DecomposableAttention, PairBatch
 
 __all__ = [
     "BACKENDS",
@@ -19,6 +19,7 @@ __all__ = [
     "BackendUnavailable",
     "Compare",
     "DecomposableAttention",
+    "PairBatch",
     "SoftAlignment",
     "SoftAlignmentWithLse",
     "__version__",

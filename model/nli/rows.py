@@ -1,0 +1,164 @@
+"""Reading labelled pairs of texts, a row at a time: JSON lines, tab-separated and comma-separated files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+# SNLI's names before others'; its tokens stand in the binary parse, where the plain sentence is raw text
+_PREMISES = ("sentence1_binary_parse", "sentence1", "premise")
+_HYPOTHESES = ("sentence2_binary_parse", "sentence2", "hypothesis")
+_LABELS = ("gold_label", "label")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_WITHOUT_BRACKETS = str.maketrans("", "", "()")
+
+
+class DataError(ValueError):
+    """A data file is not what it should be; the message names the file, the line and the reason."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns (JSON: fields) to read.
+
+    None: for the premise the first that is there of sentence1_binary_parse, sentence1 and premise; for the
+    hypothesis likewise; for the label gold_label or label. The brackets of a binary parse are left out.
+    """
+
+    premise: str | None = None
+    hypothesis: str | None = None
+    label: str | None = None
+
+    def among(self, present: Mapping[str, object] | list[str]) -> tuple[str, str, str]:
+        """The three names, given those that a file has. Raises ValueError with the reason."""
+        found = []
+        for wanted, usual in ((self.premise, _PREMISES), (self.hypothesis, _HYPOTHESES), (self.label, _LABELS)):
+            candidates = usual if wanted is None else (wanted,)
+            name = next((c for c in candidates if c in present), None)
+            if name is None:
+                missing = candidates[0] if len(candidates) == 1 else "each of " + ", ".join(candidates)
+                raise ValueError(f"{missing} is missing; there are {', '.join(map(repr, present)) or 'no columns'}")
+            found.append(name)
+        return found[0], found[1], found[2]
+
+
+class Row(NamedTuple):
+    """One line's texts and label as they stand there, and its number from 1. label: "" where there is none."""
+
+    number: int
+    premise: str
+    hypothesis: str
+    label: str
+
+
+def read_rows(path: str | PathLike[str], columns: Columns | None = None) -> Iterator[Row]:
+    """The rows of a file in UTF-8: .jsonl, .json or .ndjson (an object a line); .tsv or .txt; .csv.
+
+    Tab- and comma-separated files begin with a line of column names. Tabs end cells whatever stands around them,
+    as in SNLI's .txt files; commas may be quoted.
+
+    Raises:
+        OSError: the file can't be read.
+        DataError: its name's ending or a line is not understood.
+    """
+    readers = {
+        ".jsonl": _json_rows,
+        ".json": _json_rows,
+        ".ndjson": _json_rows,
+        ".tsv": _tab_rows,
+        ".txt": _tab_rows,
+        ".csv": _comma_rows,
+    }
+    reader = readers.get(Path(path).suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: the name must end in one of {', '.join(readers)}")
+    with Path(path).open("rb") as file:
+        numbered = _Lines(file)
+        try:
+            yield from reader(numbered, columns or Columns())
+        except (ValueError, csv.Error) as reason:
+            raise DataError(f"{path}, line {max(numbered.number, 1)}: {reason}") from None
+
+
+class _Lines:
+    """A file's lines as text, and the number of the one given last."""
+
+    def __init__(self, file: Iterator[bytes]) -> None:
+        self._file = file
+        self.number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._file:
+            self.number += 1
+            if self.number == 1:
+                line = line.removeprefix(_BYTE_ORDER_MARK)
+            try:
+                yield line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"not UTF-8 at byte {error.start}") from None
+
+
+def text_reader(column: str) -> Callable[[str], str]:
+    """What makes a column's cell a text: without brackets where it is SNLI's binary parse."""
+    if column.endswith("_binary_parse"):
+        return lambda cell: cell.translate(_WITHOUT_BRACKETS)
+    return lambda cell: cell
+
+
+def _json_rows(lines: _Lines, columns: Columns) -> Iterator[Row]:
+    names: tuple[str, str, str] | None = None
+    for line in lines:
+        if not line.strip():
+            raise ValueError("empty; expected a JSON object")
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+        except RecursionError:
+            raise ValueError("not JSON that can be read: nested too deeply") from None
+        if not isinstance(fields, dict):
+            raise ValueError(f"expected a JSON object, not {type(fields).__name__}")
+        if names is None:
+            names = columns.among(fields)
+            premise_text, hypothesis_text = text_reader(names[0]), text_reader(names[1])
+        for name in names[:2]:
+            if not isinstance(fields.get(name), str):
+                raise ValueError(f"{name} is missing" if name not in fields else f"{name} must be a string")
+        label = fields.get(names[2], names)
+        if label is names:
+            raise ValueError(f"{names[2]} is missing")
+        if isinstance(label, bool) or not (label is None or isinstance(label, (str, int))):
+            raise ValueError(f"{names[2]} must be a string, a whole number or null")
+        yield Row(
+            lines.number,
+            premise_text(fields[names[0]]),
+            hypothesis_text(fields[names[1]]),
+            "" if label is None else str(label),
+        )
+
+
+def _tab_rows(lines: _Lines, columns: Columns) -> Iterator[Row]:
+    return _table_rows(lines, (line.rstrip("\r\n").split("\t") for line in lines), columns)
+
+
+def _comma_rows(lines: _Lines, columns: Columns) -> Iterator[Row]:
+    return _table_rows(lines, csv.reader(lines, strict=True), columns)
+
+
+def _table_rows(lines: _Lines, table: Iterator[list[str]], columns: Columns) -> Iterator[Row]:
+    header = next(table, None)
+    if header is None:
+        raise ValueError("the file is empty; expected a line of column names")
+    names = columns.among(header)
+    places = [header.index(name) for name in names]
+    premise_text, hypothesis_text = text_reader(names[0]), text_reader(names[1])
+    for cells in table:
+        if not max(places) < len(cells) <= len(header):
+            raise ValueError(f"found {len(cells)} columns where the first line names {len(header)}")
+        premise, hypothesis, label = (cells[place] for place in places)
+        yield Row(lines.number, premise_text(premise), hypothesis_text(hypothesis), label)
