@@ -211,9 +211,10 @@ def _padded(
 def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The four operands checked, and cast where autocast says so."""
     operands: tuple[Tensor, ...] = (f_a, f_b, a, b)
-    for name, t in zip(_OPERANDS, operands, strict=True):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name} must be a tensor, not {type(t).__name__}")
+    if not Tensor is type(f_a) is type(f_b) is type(a) is type(b):
+        for name, t in zip(_OPERANDS, operands, strict=True):
+            if not isinstance(t, Tensor):
+                raise TypeError(f"{name} must be a tensor, not {type(t).__name__}")
     if torch.is_autocast_enabled(f_a.device.type):
         operands = _autocast(operands)
     f_a, f_b, a, b = operands
