@@ -15,8 +15,8 @@
 #include "stream_backward.cuh"
 #include "tile.cuh"
 
-#ifndef COALIGN_DISPATCH_KEY
-#define COALIGN_DISPATCH_KEY CUDA
+#ifndef DISPATCH_KEY
+#define DISPATCH_KEY CUDA
 #endif
 
 namespace coalign::cuda {
@@ -227,7 +227,7 @@ STABLE_TORCH_LIBRARY(coalign_cuda, m) {
         "Tensor? dlse_b, Tensor(a!)? dbias) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(coalign_cuda, COALIGN_DISPATCH_KEY, m) {
+STABLE_TORCH_LIBRARY_IMPL(coalign_cuda, DISPATCH_KEY, m) {
   m.impl("forward", TORCH_BOX(&coalign::cuda::forward));
   m.impl("backward", TORCH_BOX(&coalign::cuda::backward));
 }

@@ -26,7 +26,7 @@ struct Share {
   int end_a, end_b;   // no tokens from these rows on
   int first_chunk;
 
-  COALIGN_DEVICE explicit Share(const Call<S>& both)
+  GPU_INLINE explicit Share(const Call<S>& both)
       : call(blockIdx.z % 2 == 0 ? both : both.flipped()),
         pair(blockIdx.x),
         from(static_cast<int>(blockIdx.y) * kStreamTile),
@@ -36,8 +36,8 @@ struct Share {
         first_chunk(static_cast<int>(blockIdx.z) / 2 * kCount) {}
 
   // Rows of the other side that the block must go over: none if it owns no token.
-  COALIGN_DEVICE int others() const { return from < end_a ? end_b : 0; }
-  COALIGN_DEVICE int64_t first_row() const { return call.a.extent.first(pair) + from; }
+  GPU_INLINE int others() const { return from < end_a ? end_b : 0; }
+  GPU_INLINE int64_t first_row() const { return call.a.extent.first(pair) + from; }
 };
 
 // One summand of the outputs: a chunk of columns of the other side's x, and the weights of its rows.
@@ -50,7 +50,7 @@ struct Term {
 
 // kept[c] += weights x for each of the block's chunks; term(c) says which.
 template <class M, int T, int KEPT, class F>
-COALIGN_DEVICE void accumulate(
+GPU_INLINE void accumulate(
     float (&kept)[KEPT][M::kColumns / 8][4], int chunks, const Stages<M, T>& stages, Shared<int> token, F term) {
   using S = typename M::S;
   pipeline(
@@ -71,7 +71,7 @@ COALIGN_DEVICE void accumulate(
 
 // One number of the four lanes that share a fragment's rows.
 template <class F>
-COALIGN_DEVICE float over_columns(float x, F f) {
+GPU_INLINE float over_columns(float x, F f) {
   x = f(x, __shfl_xor_sync(0xffffffffu, x, 1));
   return f(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }

@@ -31,7 +31,7 @@ __global__ __launch_bounds__(kThreads<kStreamTile>) void stream_deltas(Call<type
 
 // What a row's weights and their gradient need, for T rows of a side from one of them on.
 template <int T, class S>
-COALIGN_DEVICE void read_rows(
+GPU_INLINE void read_rows(
     Shared<int> token, Shared<float> lse, Shared<float> delta, const Side<S>& side, int64_t pair, int from) {
   const int64_t first = side.extent.first(pair) + from;
   for (int i = threadIdx.x; i < T; i += kThreads<T>) {

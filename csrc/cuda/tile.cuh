@@ -17,7 +17,7 @@ struct Softmax {
 };
 
 template <int T>
-COALIGN_DEVICE Softmax softmax_of(Shared<float> e, int stride) {
+GPU_INLINE Softmax softmax_of(Shared<float> e, int stride) {
   float peak = -INFINITY, sum = 0;
   for (int i = 0; i < T; ++i) peak = fmaxf(peak, e[i * stride]);
   if (peak == -INFINITY) return {0, 0, -INFINITY};

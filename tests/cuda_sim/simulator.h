@@ -19,7 +19,7 @@
 
 #include "fiber.h"
 
-#define COALIGN_DEVICE inline
+#define GPU_INLINE inline
 #define __global__
 #define __launch_bounds__(...)
 
