@@ -89,13 +89,16 @@ struct Call {
   Bias bias;
   float* dbias;  // contiguous; null where not wanted
   float scale;
+};
 
-  // The same call with its sides swapped: β becomes α.
-  GPU_INLINE Call flipped() const {
-    Call call{b, a, bias, nullptr, scale};
-    call.bias.row = bias.column;
-    call.bias.column = bias.row;
-    return call;
+// A call, and the same with its sides swapped: β becomes α.
+template <class S>
+struct Directions {
+  Call<S> of[2];
+
+  explicit Directions(const Call<S>& call) : of{call, {call.b, call.a, call.bias, nullptr, call.scale}} {
+    of[1].bias.row = call.bias.column;
+    of[1].bias.column = call.bias.row;
   }
 };
 

@@ -18,12 +18,22 @@
 
 #define GPU_INLINE __device__ __forceinline__
 
-// Asynchronous copies and these tensor-core products came with compute capability 8.0.
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-#define HAS_AMPERE 1
-#endif
 
 namespace coalign::cuda {
+
+// Asynchronous copies and these tensor-core products came with compute capability 8.0. What a kernel for tensor cores
+// becomes for older GPUs, and one without them for newer ones that have no use for it, is a trap.
+#if !defined(__CUDA_ARCH__)
+template <bool TENSOR_CORES, class S>
+constexpr bool kRunsHere = true;
+#elif __CUDA_ARCH__ >= 800
+#define HAS_AMPERE
+template <bool TENSOR_CORES, class S>
+constexpr bool kRunsHere = TENSOR_CORES || sizeof(S) == sizeof(float);
+#else
+template <bool TENSOR_CORES, class S>
+constexpr bool kRunsHere = !TENSOR_CORES;
+#endif
 
 // A pointer into shared memory; the simulator's checks its bounds.
 template <class T>

@@ -40,6 +40,7 @@ struct Operand {
 template <class Storage>
 struct Simt {
   using S = Storage;
+  static constexpr bool kRuns = kRunsHere<false, S>;
   static constexpr int kColumns = 16;  // of an operand in a stage of shared memory
   static constexpr int kDepth = 1;     // the depth of a product is a multiple of this
 
@@ -64,6 +65,7 @@ struct Simt {
 // float32 rounded to TF32 on tensor cores.
 struct Tf32 {
   using S = float;
+  static constexpr bool kRuns = kRunsHere<true, S>;
   static constexpr int kColumns = 32;
   static constexpr int kDepth = 8;
 
@@ -88,6 +90,7 @@ struct Tf32 {
 template <class Storage>
 struct Mma16 {
   using S = Storage;
+  static constexpr bool kRuns = kRunsHere<true, S>;
   static constexpr int kColumns = 64;
   static constexpr int kDepth = 16;
 
