@@ -1,7 +1,7 @@
 """What is measured: sizes, dtypes, lengths; and the inputs made from them.
 
 Lengths of real sentences are drawn from `snli_lengths.csv`, which counts the pairs of SNLI's development set (those
-with a label, 9,842) by the lengths of premise and hypothesis in whitespace tokens.
+with a label, 9,842) by the lengths of premise and hypothesis in tokens.
 """
 
 from __future__ import annotations

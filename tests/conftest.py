@@ -1,7 +1,8 @@
 """The backend axis, poisoned memory, and hypothesis profiles.
 
 A test that takes the `backend` fixture runs once for every backend of `coalign.BACKENDS` and device that it can
-serve in this process. A new backend needs an entry in `_devices` and no other change here.
+serve in this process, and once more on the CUDA kernels under the simulator (tests/cuda_sim). A new backend needs an
+entry in `_devices` and no other change here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import NamedTuple
 import pytest
 import torch
 from hypothesis import settings
+from coalign.kernels import dispatch
+from cuda_sim import simulated
 from torch.utils import deterministic
 
 import coalign
@@ -35,21 +38,26 @@ class Backend(NamedTuple):
     def __str__(self) -> str:
         return f"{self.name}-{self.device}"
 
+    @property
+    def for_gpus(self) -> bool:
+        """Whether its kernels are a GPU's, on which float64 is not to be had."""
+        return self.name in ("triton", "simulated") or (self.name == "native" and self.device == "cuda")
+
 
 def _devices(name: str) -> list[str]:
     """The devices on which a backend is tested in this process; where there is no GPU, "cuda" skips."""
     if INTERPRETING:
         return ["cpu"] if name == "triton" else []
-    if name == "native":
+    if name == "simulated":
         return ["cpu"]
-    if name == "reference":
+    if name in ("native", "reference"):
         return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return ["cuda"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
-        axis = [Backend(name, device) for name in coalign.BACKENDS for device in _devices(name)]
+        axis = [Backend(name, device) for name in (*coalign.BACKENDS, "simulated") for device in _devices(name)]
         metafunc.parametrize(
             "backend", [pytest.param(b, id=str(b), marks=[pytest.mark.gpu] if b.device == "cuda" else []) for b in axis]
         )
@@ -58,6 +66,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def _simulated_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulator is a backend for the tests that are given it, and for nobody else."""
+    if getattr(request.node, "callspec", None) and getattr(request.node.callspec.params.get("backend"), "name", "") == "simulated":
+        real = dispatch.backend
+        monkeypatch.setattr(dispatch, "BACKENDS", (*dispatch.BACKENDS, simulated.name))
+        monkeypatch.setattr(dispatch, "backend", lambda name: simulated if name == simulated.name else real(name))
 
 
 @pytest.fixture

@@ -24,9 +24,9 @@ class Stages {
   using S = typename M::S;
   static constexpr int kSize = T * kStagePitch<M>;
 
-  COALIGN_DEVICE explicit Stages(SharedArena& arena) : data_(arena.take<S>(4 * kSize)) {}
+  GPU_INLINE explicit Stages(SharedArena& arena) : data_(arena.take<S>(4 * kSize)) {}
   // The first or second operand (place 0 or 1) of a stage.
-  COALIGN_DEVICE Shared<S> at(int stage, int place) const { return data_ + (2 * stage + place) * kSize; }
+  GPU_INLINE Shared<S> at(int stage, int place) const { return data_ + (2 * stage + place) * kSize; }
 
  private:
   Shared<S> data_;
@@ -39,13 +39,13 @@ constexpr int shared_bytes(int tiles, int rows) {
 }
 
 template <int T>
-COALIGN_DEVICE void mark_tokens(Shared<int> token, const Extent& extent, int64_t pair, int from) {
+GPU_INLINE void mark_tokens(Shared<int> token, const Extent& extent, int64_t pair, int from) {
   for (int i = threadIdx.x; i < T; i += kThreads<T>) token[i] = extent.token(pair, from + i);
 }
 
 // Start bringing columns of T rows into a stage, BYTES at a time; rows that are no tokens arrive as zeros, unread.
 template <class M, int T, int BYTES, class S>
-COALIGN_DEVICE void fetch_by(Shared<S> to, const Rows<S>& from, Shared<int> token, int column) {
+GPU_INLINE void fetch_by(Shared<S> to, const Rows<S>& from, Shared<int> token, int column) {
   constexpr int kPiece = BYTES / static_cast<int>(sizeof(S)), kPieces = M::kColumns / kPiece;
   for (int p = threadIdx.x; p < T * kPieces; p += kThreads<T>) {
     const int i = p / kPieces, k = p % kPieces * kPiece;
@@ -56,7 +56,7 @@ COALIGN_DEVICE void fetch_by(Shared<S> to, const Rows<S>& from, Shared<int> toke
 }
 
 template <class M, int T, class S>
-COALIGN_DEVICE void fetch(Shared<S> to, const Rows<S>& from, Shared<int> token, int column) {
+GPU_INLINE void fetch(Shared<S> to, const Rows<S>& from, Shared<int> token, int column) {
   if (from.step == 16) return fetch_by<M, T, 16>(to, from, token, column);
   if (from.step == 8) return fetch_by<M, T, 8>(to, from, token, column);
   if (from.step == 4) return fetch_by<M, T, 4>(to, from, token, column);
@@ -71,7 +71,7 @@ COALIGN_DEVICE void fetch(Shared<S> to, const Rows<S>& from, Shared<int> token, 
 // and when it returns none reads a stage any more. A loop with one fetch in it: inlined more often than that, the
 // kernels take minutes to compile.
 template <class Fetch, class Use>
-COALIGN_DEVICE void pipeline(int chunks, Fetch fetch_chunk, Use use) {
+GPU_INLINE void pipeline(int chunks, Fetch fetch_chunk, Use use) {
 #pragma unroll 1
   for (int c = -1; c < chunks; ++c) {
     if (c + 1 < chunks) fetch_chunk(c + 1, (c + 1) % 2);
@@ -85,23 +85,23 @@ COALIGN_DEVICE void pipeline(int chunks, Fetch fetch_chunk, Use use) {
 }
 
 template <class M>
-COALIGN_DEVICE int chunks_of(int width) {
+GPU_INLINE int chunks_of(int width) {
   return (width + M::kColumns - 1) / M::kColumns;
 }
 
 // The warp's 16 rows of a staged operand or tile.
 template <class E>
-COALIGN_DEVICE Operand<E, true> own_rows(Shared<E> data, int pitch) {
+GPU_INLINE Operand<E, true> own_rows(Shared<E> data, int pitch) {
   return {data + 16 * warp() * pitch, pitch};
 }
 template <class E>
-COALIGN_DEVICE Operand<E, false> own_columns(Shared<E> data, int pitch) {
+GPU_INLINE Operand<E, false> own_columns(Shared<E> data, int pitch) {
   return {data + 16 * warp(), pitch};
 }
 
 // c = x yᵀ: a tile of scores, or of their gradients.
 template <class M, int T, class S>
-COALIGN_DEVICE void outer_product(
+GPU_INLINE void outer_product(
     float (&c)[T / 8][4], const Stages<M, T>& stages, const Rows<S>& x, Shared<int> token_x, const Rows<S>& y,
     Shared<int> token_y) {
   clear(c);
@@ -122,7 +122,7 @@ COALIGN_DEVICE void outer_product(
 
 // Write a chunk of the warp's rows, from `column` on; out: the block's first row, of which `rows` exist.
 template <int N, class S>
-COALIGN_DEVICE void store(float (&c)[N][4], S* out, int rows, int width, int column) {
+GPU_INLINE void store(float (&c)[N][4], S* out, int rows, int width, int column) {
   for_each(c, [&](float x, int i, int j) {
     if (i < rows && column + j < width) out[static_cast<int64_t>(i) * width + column + j] = narrow<S>(x);
   });
@@ -130,7 +130,7 @@ COALIGN_DEVICE void store(float (&c)[N][4], S* out, int rows, int width, int col
 
 // out = w x: weighted sums of the rows of x, the weights a tile in shared memory.
 template <class M, int T, class W, class S>
-COALIGN_DEVICE void combine(const Stages<M, T>& stages, W own_weights, const Rows<S>& x, Shared<int> token_x, S* out, int rows) {
+GPU_INLINE void combine(const Stages<M, T>& stages, W own_weights, const Rows<S>& x, Shared<int> token_x, S* out, int rows) {
   pipeline(
       chunks_of<M>(x.width),
       [&](int chunk, int stage) { fetch<M, T>(stages.at(stage, 0), x, token_x, chunk * M::kColumns); },
@@ -144,7 +144,7 @@ COALIGN_DEVICE void combine(const Stages<M, T>& stages, W own_weights, const Row
 
 // delta[i] = <dout_i, out_i> - dlse_i of T tokens, a warp to a row. dlse: the first row's, or null.
 template <int T, class S, class D>
-COALIGN_DEVICE void deltas(D delta, const Rows<S>& out, const Rows<S>& dout, const float* dlse, Shared<int> token) {
+GPU_INLINE void deltas(D delta, const Rows<S>& out, const Rows<S>& dout, const float* dlse, Shared<int> token) {
   for (int i = warp(); i < T; i += T / 16) {
     if (!token[i]) continue;
     float sum = 0;
@@ -157,6 +157,6 @@ COALIGN_DEVICE void deltas(D delta, const Rows<S>& out, const Rows<S>& dout, con
 }
 
 // An LSE as a gradient needs it: where nothing was summed, +inf makes every weight exp(e - lse) 0.
-COALIGN_DEVICE float closed(float lse) { return lse == -INFINITY ? INFINITY : lse; }
+GPU_INLINE float closed(float lse) { return lse == -INFINITY ? INFINITY : lse; }
 
 }  // namespace coalign::cuda

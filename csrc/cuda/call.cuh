@@ -14,21 +14,21 @@ struct Extent {
   bool wide;  // int64 where true, int32 where not
   int length;
 
-  COALIGN_DEVICE int64_t number(int64_t i) const {
+  GPU_INLINE int64_t number(int64_t i) const {
     return wide ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
   }
   // The rows that a pair has in the outputs, padding included, and the first of them.
-  COALIGN_DEVICE int stored(int64_t pair) const {
+  GPU_INLINE int stored(int64_t pair) const {
     return kind == kPackedKind ? least(static_cast<int>(number(pair + 1) - number(pair)), length) : length;
   }
-  COALIGN_DEVICE int64_t first(int64_t pair) const { return kind == kPackedKind ? number(pair) : pair * length; }
+  GPU_INLINE int64_t first(int64_t pair) const { return kind == kPackedKind ? number(pair) : pair * length; }
   // The first row in the operands.
-  COALIGN_DEVICE int64_t start(int64_t pair) const { return kind == kPackedKind ? number(pair) : 0; }
+  GPU_INLINE int64_t start(int64_t pair) const { return kind == kPackedKind ? number(pair) : 0; }
   // No token stands at this row or later.
-  COALIGN_DEVICE int end(int64_t pair) const {
+  GPU_INLINE int end(int64_t pair) const {
     return kind == 2 ? most(0, least(static_cast<int>(number(pair)), length)) : stored(pair);
   }
-  COALIGN_DEVICE bool token(int64_t pair, int row) const {
+  GPU_INLINE bool token(int64_t pair, int row) const {
     return row < end(pair) && (kind != 1 || static_cast<const bool*>(data)[pair * length + row]);
   }
 };
@@ -49,7 +49,7 @@ struct Matrix {
   int heads, width, step;
 
   // A pair's rows from one of them on.
-  COALIGN_DEVICE Rows<S> rows(const Extent& extent, int64_t pair, int from) const {
+  GPU_INLINE Rows<S> rows(const Extent& extent, int64_t pair, int from) const {
     const S* of_pair = data + pair / heads * outer + pair % heads * inner;
     return {of_pair + (extent.start(pair) + from) * row, row, width, step};
   }
@@ -77,7 +77,7 @@ struct Bias {
   bool wide;  // float32 where true, S where not
 
   template <class S>
-  COALIGN_DEVICE float at(int64_t pair, int64_t i, int64_t j) const {
+  GPU_INLINE float at(int64_t pair, int64_t i, int64_t j) const {
     const int64_t place = pair / heads * outer + pair % heads * inner + i * row + j * column;
     return wide ? static_cast<const float*>(data)[place] : widen(static_cast<const S*>(data)[place]);
   }
@@ -89,13 +89,16 @@ struct Call {
   Bias bias;
   float* dbias;  // contiguous; null where not wanted
   float scale;
+};
 
-  // The same call with its sides swapped: β becomes α.
-  COALIGN_DEVICE Call flipped() const {
-    Call call{b, a, bias, nullptr, scale};
-    call.bias.row = bias.column;
-    call.bias.column = bias.row;
-    return call;
+// A call, and the same with its sides swapped: β becomes α.
+template <class S>
+struct Directions {
+  Call<S> of[2];
+
+  explicit Directions(const Call<S>& call) : of{call, {call.b, call.a, call.bias, nullptr, call.scale}} {
+    of[1].bias.row = call.bias.column;
+    of[1].bias.column = call.bias.row;
   }
 };
 

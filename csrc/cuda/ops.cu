@@ -15,8 +15,8 @@
 #include "stream_backward.cuh"
 #include "tile.cuh"
 
-#ifndef COALIGN_DISPATCH_KEY
-#define COALIGN_DISPATCH_KEY CUDA
+#ifndef DISPATCH_KEY
+#define DISPATCH_KEY CUDA
 #endif
 
 namespace coalign::cuda {
@@ -72,9 +72,9 @@ struct Plan {
   int64_t longest() const { return std::max(length_a, length_b); }
 };
 
-template <class S>
-void run(void (*kernel)(Call<S>), const Plan& plan, dim3 grid, int tile, int bytes, const Call<S>& call) {
-  launch(kernel, grid, 2 * tile, bytes, plan.stream, call);
+template <class Operands>
+void run(void (*kernel)(Operands), const Plan& plan, dim3 grid, int tile, int bytes, const Operands& operands) {
+  launch(kernel, grid, 2 * tile, bytes, plan.stream, operands);
 }
 
 // Whether a tile of T holds every pair and its kernel fits the device.
@@ -108,8 +108,8 @@ void forward_on(const Plan& plan, const Call<typename M::S>& call) {
     run(tile_forward<M, 64>, plan, pairs, 64, tile_forward_bytes<M, 64>(), call);
   } else {
     const int chunks = host_chunks<M>(std::max(call.a.x.width, call.b.x.width));
-    run(stream_forward<M>, plan, stream_grid<M>(plan, chunks), kStreamTile,
-        stream_forward_bytes<M>(), call);
+    run(stream_forward<M>, plan, stream_grid<M>(plan, chunks), kStreamTile, stream_forward_bytes<M>(),
+        Directions<typename M::S>(call));
   }
 }
 
@@ -131,9 +131,9 @@ void backward_on(const Plan& plan, const Call<typename M::S>& call) {
     run(tile_backward<M, 64>, plan, pairs, 64, tile_backward_bytes<M, 64>(), call);
   } else {
     const int chunks = host_chunks<M>(call.a.f.width) + host_chunks<M>(std::max(call.a.x.width, call.b.x.width));
-    run(stream_deltas<M>, plan, stream_grid<M>(plan, 1), kStreamTile, stream_deltas_bytes<M>(), call);
-    run(stream_backward<M>, plan, stream_grid<M>(plan, chunks), kStreamTile,
-        stream_backward_bytes<M>(), call);
+    const Directions<typename M::S> both(call);
+    run(stream_deltas<M>, plan, stream_grid<M>(plan, 1), kStreamTile, stream_deltas_bytes<M>(), both);
+    run(stream_backward<M>, plan, stream_grid<M>(plan, chunks), kStreamTile, stream_backward_bytes<M>(), both);
   }
 }
 
@@ -227,7 +227,7 @@ STABLE_TORCH_LIBRARY(coalign_cuda, m) {
         "Tensor? dlse_b, Tensor(a!)? dbias) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(coalign_cuda, COALIGN_DISPATCH_KEY, m) {
+STABLE_TORCH_LIBRARY_IMPL(coalign_cuda, DISPATCH_KEY, m) {
   m.impl("forward", TORCH_BOX(&coalign::cuda::forward));
   m.impl("backward", TORCH_BOX(&coalign::cuda::backward));
 }

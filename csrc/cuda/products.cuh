@@ -8,13 +8,13 @@
 
 namespace coalign::cuda {
 
-COALIGN_DEVICE int warp() { return threadIdx.x / 32; }
-COALIGN_DEVICE int lane_row() { return threadIdx.x % 32 / 4; }
-COALIGN_DEVICE int lane_column() { return threadIdx.x % 4; }
+GPU_INLINE int warp() { return threadIdx.x / 32; }
+GPU_INLINE int lane_row() { return threadIdx.x % 32 / 4; }
+GPU_INLINE int lane_column() { return threadIdx.x % 4; }
 
 // f(number, row, column) for each number that this lane holds of its warp's 16 rows.
 template <int N, class F>
-COALIGN_DEVICE void for_each(float (&c)[N][4], F f) {
+GPU_INLINE void for_each(float (&c)[N][4], F f) {
 #pragma unroll
   for (int n = 0; n < N; ++n) {
 #pragma unroll
@@ -23,7 +23,7 @@ COALIGN_DEVICE void for_each(float (&c)[N][4], F f) {
 }
 
 template <int N>
-COALIGN_DEVICE void clear(float (&c)[N][4]) {
+GPU_INLINE void clear(float (&c)[N][4]) {
   for_each(c, [](float& x, int, int) { x = 0; });
 }
 
@@ -33,18 +33,19 @@ struct Operand {
   Shared<E> data;
   int pitch;
 
-  COALIGN_DEVICE E at(int i, int k) const { return BY_ROWS ? data[i * pitch + k] : data[k * pitch + i]; }
+  GPU_INLINE E at(int i, int k) const { return BY_ROWS ? data[i * pitch + k] : data[k * pitch + i]; }
 };
 
 // IEEE float32 on the ordinary cores, for any storage and any GPU.
 template <class Storage>
 struct Simt {
   using S = Storage;
+  static constexpr bool kRuns = kRunsHere<false, S>;
   static constexpr int kColumns = 16;  // of an operand in a stage of shared memory
   static constexpr int kDepth = 1;     // the depth of a product is a multiple of this
 
   template <int N, class A, class B>
-  COALIGN_DEVICE static void product(float (&c)[N][4], A a, B b, int depth) {
+  GPU_INLINE static void product(float (&c)[N][4], A a, B b, int depth) {
     const int row = lane_row(), column = 2 * lane_column();
 #pragma unroll 2
     for (int k = 0; k < depth; ++k) {
@@ -64,11 +65,12 @@ struct Simt {
 // float32 rounded to TF32 on tensor cores.
 struct Tf32 {
   using S = float;
+  static constexpr bool kRuns = kRunsHere<true, S>;
   static constexpr int kColumns = 32;
   static constexpr int kDepth = 8;
 
   template <int N, class A, class B>
-  COALIGN_DEVICE static void product(float (&c)[N][4], A a, B b, int depth) {
+  GPU_INLINE static void product(float (&c)[N][4], A a, B b, int depth) {
     const int row = lane_row(), column = lane_column();
 #pragma unroll 2
     for (int k = 0; k < depth; k += kDepth) {
@@ -88,11 +90,12 @@ struct Tf32 {
 template <class Storage>
 struct Mma16 {
   using S = Storage;
+  static constexpr bool kRuns = kRunsHere<true, S>;
   static constexpr int kColumns = 64;
   static constexpr int kDepth = 16;
 
   template <bool BY_ROWS>
-  COALIGN_DEVICE static uint32_t pair(const Operand<S, BY_ROWS>& x, int i, int k) {
+  GPU_INLINE static uint32_t pair(const Operand<S, BY_ROWS>& x, int i, int k) {
     if constexpr (BY_ROWS) {
       return load_pair<S>(x.data + (i * x.pitch + k));
     } else {
@@ -100,12 +103,12 @@ struct Mma16 {
     }
   }
   template <bool BY_ROWS>
-  COALIGN_DEVICE static uint32_t pair(const Operand<float, BY_ROWS>& x, int i, int k) {
+  GPU_INLINE static uint32_t pair(const Operand<float, BY_ROWS>& x, int i, int k) {
     return pack<S>(narrow<S>(x.at(i, k)), narrow<S>(x.at(i, k + 1)));
   }
 
   template <int N, class A, class B>
-  COALIGN_DEVICE static void product(float (&c)[N][4], A a, B b, int depth) {
+  GPU_INLINE static void product(float (&c)[N][4], A a, B b, int depth) {
     const int row = lane_row(), column = 2 * lane_column();
 #pragma unroll 2
     for (int k = 0; k < depth; k += kDepth) {

@@ -13,9 +13,9 @@ struct Float16 {
 };
 
 // Memory -> arithmetic.
-COALIGN_DEVICE float widen(float x) { return x; }
-COALIGN_DEVICE float widen(Float16 x) { return widen_half(x.bits); }
-COALIGN_DEVICE float widen(BFloat16 x) {
+GPU_INLINE float widen(float x) { return x; }
+GPU_INLINE float widen(Float16 x) { return widen_half(x.bits); }
+GPU_INLINE float widen(BFloat16 x) {
   union {
     uint32_t bits;
     float value;
@@ -25,27 +25,27 @@ COALIGN_DEVICE float widen(BFloat16 x) {
 
 // Arithmetic -> memory, rounded to nearest, ties to even.
 template <class S>
-COALIGN_DEVICE S narrow(float x);
+GPU_INLINE S narrow(float x);
 template <>
-COALIGN_DEVICE float narrow<float>(float x) {
+GPU_INLINE float narrow<float>(float x) {
   return x;
 }
 template <>
-COALIGN_DEVICE Float16 narrow<Float16>(float x) {
+GPU_INLINE Float16 narrow<Float16>(float x) {
   return {narrow_half(x)};
 }
 template <>
-COALIGN_DEVICE BFloat16 narrow<BFloat16>(float x) {
+GPU_INLINE BFloat16 narrow<BFloat16>(float x) {
   return {narrow_bfloat(x)};
 }
 
 // Two 16-bit numbers as a tensor core's operand holds them.
 template <class S>
-COALIGN_DEVICE uint32_t pack(S low, S high) {
+GPU_INLINE uint32_t pack(S low, S high) {
   return low.bits | static_cast<uint32_t>(high.bits) << 16;
 }
 
-COALIGN_DEVICE int least(int x, int y) { return x < y ? x : y; }
-COALIGN_DEVICE int most(int x, int y) { return x > y ? x : y; }
+GPU_INLINE int least(int x, int y) { return x < y ? x : y; }
+GPU_INLINE int most(int x, int y) { return x > y ? x : y; }
 
 }  // namespace coalign::cuda

@@ -20,14 +20,14 @@ struct Share {
   using S = typename M::S;
   static constexpr int kCount = kKeptColumns / M::kColumns;
 
-  Call<S> call;
+  const Call<S>& call;
   int64_t pair;
   int from, rows;     // the first row owned, and how many there are from it on
   int end_a, end_b;   // no tokens from these rows on
   int first_chunk;
 
-  COALIGN_DEVICE explicit Share(const Call<S>& both)
-      : call(blockIdx.z % 2 == 0 ? both : both.flipped()),
+  GPU_INLINE explicit Share(const Directions<S>& both)
+      : call(both.of[blockIdx.z % 2]),
         pair(blockIdx.x),
         from(static_cast<int>(blockIdx.y) * kStreamTile),
         rows(call.a.extent.stored(pair) - from),
@@ -36,8 +36,8 @@ struct Share {
         first_chunk(static_cast<int>(blockIdx.z) / 2 * kCount) {}
 
   // Rows of the other side that the block must go over: none if it owns no token.
-  COALIGN_DEVICE int others() const { return from < end_a ? end_b : 0; }
-  COALIGN_DEVICE int64_t first_row() const { return call.a.extent.first(pair) + from; }
+  GPU_INLINE int others() const { return from < end_a ? end_b : 0; }
+  GPU_INLINE int64_t first_row() const { return call.a.extent.first(pair) + from; }
 };
 
 // One summand of the outputs: a chunk of columns of the other side's x, and the weights of its rows.
@@ -50,8 +50,9 @@ struct Term {
 
 // kept[c] += weights x for each of the block's chunks; term(c) says which.
 template <class M, int T, int KEPT, class F>
-COALIGN_DEVICE void accumulate(
+GPU_INLINE void accumulate(
     float (&kept)[KEPT][M::kColumns / 8][4], int chunks, const Stages<M, T>& stages, Shared<int> token, F term) {
+  if constexpr (!M::kRuns) return __trap();
   using S = typename M::S;
   pipeline(
       chunks,
@@ -71,7 +72,7 @@ COALIGN_DEVICE void accumulate(
 
 // One number of the four lanes that share a fragment's rows.
 template <class F>
-COALIGN_DEVICE float over_columns(float x, F f) {
+GPU_INLINE float over_columns(float x, F f) {
   x = f(x, __shfl_xor_sync(0xffffffffu, x, 1));
   return f(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
@@ -82,7 +83,9 @@ constexpr int stream_forward_bytes() {
 }
 
 template <class M>
-__global__ __launch_bounds__(kThreads<kStreamTile>) void stream_forward(Call<typename M::S> both) {
+__global__ __launch_bounds__(kThreads<kStreamTile>, 1) void stream_forward(
+    const __grid_constant__ Directions<typename M::S> both) {
+  if constexpr (!M::kRuns) return __trap();
   using S = typename M::S;
   using Owned = Share<M>;
   constexpr int T = kStreamTile, kPitch = kTilePitch<T>;
@@ -151,7 +154,6 @@ __global__ __launch_bounds__(kThreads<kStreamTile>) void stream_forward(Call<typ
         for (int r = 0; r < 4; ++r) kept[chunk][n][r] *= fade[r / 2];
       }
     }
-    __syncwarp();  // a warp reads the weights of its own rows only
     const Rows<S> of_b = b.x.rows(b.extent, own.pair, j0);
     accumulate<M, T>(kept, chunks, stages, token_b, [&](int c) {
       return Term<S>{p, of_b, (own.first_chunk + c) * M::kColumns};

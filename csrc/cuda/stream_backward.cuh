@@ -15,7 +15,9 @@ constexpr int stream_deltas_bytes() {
 }
 
 template <class M>
-__global__ __launch_bounds__(kThreads<kStreamTile>) void stream_deltas(Call<typename M::S> both) {
+__global__ __launch_bounds__(kThreads<kStreamTile>, 1) void stream_deltas(
+    const __grid_constant__ Directions<typename M::S> both) {
+  if constexpr (!M::kRuns) return __trap();
   using S = typename M::S;
   SharedArena arena;
   const Shared<int> token = arena.take<int>(kStreamTile);
@@ -31,7 +33,7 @@ __global__ __launch_bounds__(kThreads<kStreamTile>) void stream_deltas(Call<type
 
 // What a row's weights and their gradient need, for T rows of a side from one of them on.
 template <int T, class S>
-COALIGN_DEVICE void read_rows(
+GPU_INLINE void read_rows(
     Shared<int> token, Shared<float> lse, Shared<float> delta, const Side<S>& side, int64_t pair, int from) {
   const int64_t first = side.extent.first(pair) + from;
   for (int i = threadIdx.x; i < T; i += kThreads<T>) {
@@ -48,7 +50,9 @@ constexpr int stream_backward_bytes() {
 }
 
 template <class M>
-__global__ __launch_bounds__(kThreads<kStreamTile>) void stream_backward(Call<typename M::S> both) {
+__global__ __launch_bounds__(kThreads<kStreamTile>, 1) void stream_backward(
+    const __grid_constant__ Directions<typename M::S> both) {
+  if constexpr (!M::kRuns) return __trap();
   using S = typename M::S;
   using Owned = Share<M>;
   constexpr int T = kStreamTile, kPitch = kTilePitch<T>;
@@ -101,7 +105,6 @@ __global__ __launch_bounds__(kThreads<kStreamTile>) void stream_backward(Call<ty
         }
       });
     }
-    __syncwarp();  // a warp reads the weights of its own rows only
     accumulate<M, T>(kept, chunks, stages, token_b, [&](int c) {
       const int chunk = own.first_chunk + c;
       return chunk < chunks_df ? Term<S>{de, of_fb, chunk * M::kColumns}

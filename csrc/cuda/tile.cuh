@@ -17,11 +17,12 @@ struct Softmax {
 };
 
 template <int T>
-COALIGN_DEVICE Softmax softmax_of(Shared<float> e, int stride) {
+GPU_INLINE Softmax softmax_of(Shared<float> e, int stride) {
   float peak = -INFINITY, sum = 0;
   for (int i = 0; i < T; ++i) peak = fmaxf(peak, e[i * stride]);
-  if (peak == -INFINITY) return {0, 0, -INFINITY};
+  if (peak == -INFINITY) peak = 0;  // nothing to sum, or NaN, which fmaxf passes over and the sum does not
   for (int i = 0; i < T; ++i) sum += expf(e[i * stride] - peak);
+  if (sum == 0) return {0, 0, -INFINITY};
   return {peak, 1 / sum, peak + logf(sum)};
 }
 
@@ -31,7 +32,8 @@ constexpr int tile_forward_bytes() {
 }
 
 template <class M, int T>
-__global__ __launch_bounds__(kThreads<T>) void tile_forward(Call<typename M::S> call) {
+__global__ __launch_bounds__(kThreads<T>, 1) void tile_forward(const __grid_constant__ Call<typename M::S> call) {
+  if constexpr (!M::kRuns) return __trap();
   using S = typename M::S;
   constexpr int kPitch = kTilePitch<T>;
   SharedArena arena;
@@ -90,7 +92,8 @@ constexpr int tile_backward_bytes() {
 }
 
 template <class M, int T>
-__global__ __launch_bounds__(kThreads<T>) void tile_backward(Call<typename M::S> call) {
+__global__ __launch_bounds__(kThreads<T>, 1) void tile_backward(const __grid_constant__ Call<typename M::S> call) {
+  if constexpr (!M::kRuns) return __trap();
   using S = typename M::S;
   constexpr int kPitch = kTilePitch<T>;
   SharedArena arena;

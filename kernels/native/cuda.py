@@ -34,11 +34,11 @@ def unsupported(problem: Problem) -> list[str]:
         return ["the CUDA kernels are for NVIDIA GPUs"]
     if problem.dtype == torch.float64:
         reasons.append("float64 is for the reference and, on the CPU, the native backend; use float32 or lower")
-    if capability(problem.device) < (7, 0):
+    if _capability(problem.device) < (7, 0):
         reasons.append("the GPU is older than compute capability 7.0 (Volta)")
     if reasons:
         return reasons
-    reason = build_cuda.reason(capability(problem.device))
+    reason = build_cuda.extension.reason()
     return [] if reason is None else [reason]
 
 
@@ -91,12 +91,12 @@ def _rows(t: Tensor) -> Tensor:
 
 def _machine(f: Tensor) -> Machine:
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
-    tensor_cores = capability(f.device) >= (8, 0) and (f.dtype != torch.float32 or tf32)
+    tensor_cores = _capability(f.device) >= (8, 0) and (f.dtype != torch.float32 or tf32)
     return Machine(tensor_cores, _shared_memory(f.device), torch.cuda.current_stream(f.device).cuda_stream)
 
 
 @cache
-def capability(device: torch.device) -> tuple[int, int]:
+def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 

@@ -14,19 +14,19 @@ from coalign.kernels.problem import Alignment, Problem
 from torch import Tensor
 
 HERE = Path(__file__).parent
-CSRC = HERE.parents[1] / "csrc/cuda"
+CSRC = HERE.parents[1] / "csrc"
 ORDERS = ("forward", "reverse", "random", "run_ahead", "run_ahead_reverse")  # simulator.h's, in its order
 
-name = "cuda"
+name = "simulated"
 machine = cuda.Machine(tensor_cores=False, shared=99 * 1024, stream=0)
 
 
 @cache
 def library() -> ctypes.CDLL:
     """Build the simulated library, once, and load it: its operators are torch.ops.coalign_cuda's, for the CPU."""
-    flags = ("-std=c++20", "-O2", "-fPIC", "-Wno-psabi", "-Wno-unknown-pragmas", "-DCOALIGN_SIMULATOR")
-    flags += ("-DCOALIGN_DISPATCH_KEY=CPU", build.TARGET, f"-I{HERE}", f"-I{CSRC}", "-x", "c++")
-    path = build.build(("ops.cu",), CSRC, build.Toolchain(build.compiler(), flags, also=(HERE,)))
+    flags = ("-std=c++20", "-O2", "-fPIC", "-Wno-psabi", "-Wno-unknown-pragmas", build.TARGET)
+    tools = build.Toolchain("simulated CUDA", build.compiler(), flags, machine="", headers=(CSRC,))
+    path = build.build(("ops.cpp",), HERE, tools)
     torch.ops.load_library(str(path))
     return ctypes.CDLL(str(path))
 

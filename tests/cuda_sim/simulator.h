@@ -1,7 +1,6 @@
 // A GPU for g++: what csrc/cuda/device.cuh gives kernels under nvcc, on the CPU, one block at a time.
 //
-// A block's threads are fibers that run until they must wait: for the block, or for their warp (shuffles, products,
-// __syncwarp). Which goes on next is the order under test. Shared memory starts as NaN and its accesses are checked.
+// A block's threads are fibers that run until they must wait: for the block, or for their warp (shuffles, products). Which goes on next is the order under test. Shared memory starts as NaN and its accesses are checked.
 // An asynchronous copy turns its destination into NaN until its thread waits for it. So a missing barrier, a wrong
 // wait or a bad index shows as NaN, as an error, or as results that differ between orders.
 #pragma once
@@ -19,8 +18,9 @@
 
 #include "fiber.h"
 
-#define COALIGN_DEVICE inline
+#define GPU_INLINE inline
 #define __global__
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 struct dim3 {
@@ -164,8 +164,8 @@ struct ThreadIndices {
 inline constexpr ThreadIndices threadIdx{};
 #define blockIdx (simulator::block->index)
 
+inline void __trap() { simulator::fail("a trap"); }
 inline void __syncthreads() { simulator::wait(simulator::Waits::block, "__syncthreads"); }
-inline void __syncwarp() { simulator::meet_warp("__syncwarp"); }
 
 inline float __shfl_xor_sync(uint32_t, float x, int other) {
   using namespace simulator;
@@ -177,6 +177,9 @@ inline float __shfl_xor_sync(uint32_t, float x, int other) {
 }
 
 namespace coalign::cuda {
+
+template <bool TENSOR_CORES, class S>
+constexpr bool kRunsHere = true;
 
 // A pointer into shared memory that stays within the piece it was taken from.
 template <class T>
