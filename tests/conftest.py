@@ -41,14 +41,14 @@ class Backend(NamedTuple):
     @property
     def for_gpus(self) -> bool:
         """Whether its kernels are a GPU's, on which float64 is not to be had."""
-        return self.name in ("triton", "simulated") or (self.name == "native" and self.device == "cuda")
+        return self.name in ("triton", simulated.name) or (self.name == "native" and self.device == "cuda")
 
 
 def _devices(name: str) -> list[str]:
     """The devices on which a backend is tested in this process; where there is no GPU, "cuda" skips."""
     if INTERPRETING:
         return ["cpu"] if name == "triton" else []
-    if name == "simulated":
+    if name == simulated.name:
         return ["cpu"]
     if name in ("native", "reference"):
         return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -56,8 +56,9 @@ def _devices(name: str) -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "backend" in metafunc.fixturenames:
-        axis = [Backend(name, device) for name in (*coalign.BACKENDS, "simulated") for device in _devices(name)]
+    explicit = [m.args[0] for m in metafunc.definition.iter_markers("parametrize")]
+    if "backend" in metafunc.fixturenames and "backend" not in explicit:
+        axis = [Backend(name, device) for name in (*coalign.BACKENDS, simulated.name) for device in _devices(name)]
         metafunc.parametrize(
             "backend", [pytest.param(b, id=str(b), marks=[pytest.mark.gpu] if b.device == "cuda" else []) for b in axis]
         )
@@ -71,7 +72,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def _simulated_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The simulator is a backend for the tests that are given it, and for nobody else."""
-    if getattr(request.node, "callspec", None) and getattr(request.node.callspec.params.get("backend"), "name", "") == "simulated":
+    call = getattr(request.node, "callspec", None)
+    if call is not None and getattr(call.params.get("backend"), "name", None) == simulated.name:
         real = dispatch.backend
         monkeypatch.setattr(dispatch, "BACKENDS", (*dispatch.BACKENDS, simulated.name))
         monkeypatch.setattr(dispatch, "backend", lambda name: simulated if name == simulated.name else real(name))

@@ -67,8 +67,9 @@ GPU_INLINE void fetch(Shared<S> to, const Rows<S>& from, Shared<int> token, int 
   }
 }
 
-// For each chunk c: use(c, stage), while fetch_chunk(c + 1, other stage) is under way. All threads call it together,
-// and when it returns none reads a stage any more. A loop with one fetch in it: inlined more often than that, the
+// For each chunk c: use(c, stage), while fetch_chunk(c + 1, other stage) is under way. All threads call it together.
+// `use` sees what any thread wrote to shared memory before the call, and when the call returns none reads a stage any
+// more, so it needs no barrier before it or after it. Only what fetch_chunk itself reads must be there. A loop with one fetch in it: inlined more often than that, the
 // kernels take minutes to compile.
 template <class Fetch, class Use>
 GPU_INLINE void pipeline(int chunks, Fetch fetch_chunk, Use use) {

@@ -78,7 +78,6 @@ __global__ __launch_bounds__(kThreads<T>, 1) void tile_forward(const __grid_cons
     q[i * kPitch + j] = expf(e - peak[T + j]) * factor[T + j];
     p[i * kPitch + j] = expf(e - peak[i]) * factor[i];
   }
-  __syncthreads();
 
   combine<M, T>(
       stages, own_rows<float>(p, kPitch), b.x.rows(b.extent, pair, 0), token_b, a.out + first_a * b.x.width, rows_a);
@@ -122,7 +121,6 @@ __global__ __launch_bounds__(kThreads<T>, 1) void tile_backward(const __grid_con
     if (!token_a[i]) delta_a[i] = 0;
     if (!token_b[i]) delta_b[i] = 0;
   }
-  __syncthreads();
 
   // A lane meets the same places of the tile in all three products, so it needs no barrier between them.
 #pragma unroll 1
@@ -150,7 +148,6 @@ __global__ __launch_bounds__(kThreads<T>, 1) void tile_backward(const __grid_con
       }
     });
   }
-  __syncthreads();
 
 #pragma unroll 1
   for (int of_f = 1; of_f >= 0; --of_f) {  // df_a = de f_b and df_b = deᵀ f_a; then da = Q dα and db = Pᵀ dβ

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..problem import Alignment, AlignmentGrads, OperandGrads, Problem, Side
 from . import build_cuda
 
+NO_FLOAT64 = "float64 is for the reference and, on the CPU, for this backend; use float32 or lower"
 _KINDS = {"full": 0, "mask": 1, "lengths": 2, "offsets": 3}  # csrc/cuda/call.cuh
 
 
@@ -29,15 +30,12 @@ class Machine(NamedTuple):
 
 def unsupported(problem: Problem) -> list[str]:
     """Why the CUDA kernels can't serve the problem; the first one that they could serve builds them."""
-    reasons = []
     if torch.version.hip is not None:
-        return ["the CUDA kernels are for NVIDIA GPUs"]
+        return ["the CUDA kernels are for NVIDIA's GPUs"]
     if problem.dtype == torch.float64:
-        reasons.append("float64 is for the reference and, on the CPU, the native backend; use float32 or lower")
-    if _capability(problem.device) < (7, 0):
-        reasons.append("the GPU is older than compute capability 7.0 (Volta)")
-    if reasons:
-        return reasons
+        return [NO_FLOAT64]
+    if (capability := _capability(problem.device)) < (7, 0):
+        return [f"the GPU's compute capability is {capability[0]}.{capability[1]}; the CUDA kernels need 7.0 or more"]
     reason = build_cuda.extension.reason()
     return [] if reason is None else [reason]
 

@@ -7,10 +7,11 @@ import ctypes
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from coalign.kernels.native import build, cuda
-from coalign.kernels.problem import Alignment, Problem
+from coalign.kernels.problem import Alignment, OperandGrads, Problem, Side
 from torch import Tensor
 
 HERE = Path(__file__).parent
@@ -18,7 +19,20 @@ CSRC = HERE.parents[1] / "csrc"
 ORDERS = ("forward", "reverse", "random", "run_ahead", "run_ahead_reverse")  # simulator.h's, in its order
 
 name = "simulated"
-machine = cuda.Machine(tensor_cores=False, shared=99 * 1024, stream=0)
+
+
+class Device(NamedTuple):
+    """The GPU to pretend to be. tensor_cores None: for 16-bit operands, as GPUs since compute capability 8.0."""
+
+    tensor_cores: bool | None = None
+    shared: int = 99 * 1024
+
+    def machine(self, f: Tensor) -> cuda.Machine:
+        tensor_cores = f.dtype != torch.float32 if self.tensor_cores is None else self.tensor_cores
+        return cuda.Machine(tensor_cores, self.shared, stream=0)
+
+
+_device = Device()
 
 
 @cache
@@ -28,14 +42,15 @@ def library() -> ctypes.CDLL:
     tools = build.Toolchain("simulated CUDA", build.compiler(), flags, machine="", headers=(CSRC,))
     path = build.build(("ops.cpp",), HERE, tools)
     torch.ops.load_library(str(path))
-    return ctypes.CDLL(str(path))
+    loaded = ctypes.CDLL(str(path))
+    loaded.coalign_simulate.argtypes = ctypes.c_int, ctypes.c_uint64
+    return loaded
 
 
 @contextlib.contextmanager
 def order(which: str, seed: int = 0) -> Iterator[None]:
     """Run a block's threads in that order."""
     simulate = library().coalign_simulate
-    simulate.argtypes = ctypes.c_int, ctypes.c_uint64
     simulate(ORDERS.index(which), seed)
     try:
         yield
@@ -44,29 +59,24 @@ def order(which: str, seed: int = 0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def device(**changes: bool | int) -> Iterator[None]:
-    """Pretend that the GPU is another: with tensor cores for float32 too, or with less shared memory."""
-    global machine
-    before, machine = machine, machine._replace(**changes)  # type: ignore[arg-type]
+def device(which: Device) -> Iterator[None]:
+    """Pretend to be another GPU."""
+    global _device
+    before, _device = _device, which
     try:
         yield
     finally:
-        machine = before
+        _device = before
 
 
 def unsupported(problem: Problem) -> list[str]:
     library()
-    return ["float64 is not for GPUs"] if problem.dtype == torch.float64 else []
+    return [cuda.NO_FLOAT64] if problem.dtype == torch.float64 else []
 
 
-def _machine_for(f: Tensor) -> cuda.Machine:
-    """As a GPU with tensor cores decides: half precision goes there, float32 where it was asked for."""
-    return machine._replace(tensor_cores=machine.tensor_cores or f.dtype != torch.float32)
+def forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
+    return cuda.forward_on(_device.machine(a.f), a, b, bias, scale)
 
 
-def forward(a, b, bias, scale) -> Alignment:
-    return cuda.forward_on(_machine_for(a.f), a, b, bias, scale)
-
-
-def backward(a, b, bias, scale, saved, grads, bias_grad):
-    return cuda.backward_on(_machine_for(a.f), a, b, bias, scale, saved, grads, bias_grad)
+def backward(a: Side, *rest: Any) -> OperandGrads:
+    return cuda.backward_on(_device.machine(a.f), a, *rest)

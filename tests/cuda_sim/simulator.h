@@ -181,6 +181,16 @@ namespace coalign::cuda {
 template <bool TENSOR_CORES, class S>
 constexpr bool kRunsHere = true;
 
+// An integer in shared memory. Not written yet, a float is NaN and shows in the results; an integer must be asked.
+struct Integer {
+  int* at;
+  operator int() const {
+    if (*at == -1) simulator::fail("shared memory: an integer is read before it is written");
+    return *at;
+  }
+  void operator=(int x) const { *at = x; }
+};
+
 // A pointer into shared memory that stays within the piece it was taken from.
 template <class T>
 class Shared {
@@ -192,7 +202,13 @@ class Shared {
     moved.at_ += i;
     return moved;
   }
-  T& operator[](int i) const { return *checked(i, 1); }
+  decltype(auto) operator[](int i) const {
+    if constexpr (std::is_same_v<T, int>) {
+      return Integer{checked(i, 1)};
+    } else {
+      return static_cast<T&>(*checked(i, 1));
+    }
+  }
   // `count` numbers from here on; when they are not all inside, the error is noted and another place given.
   T* checked(int i, int count) const {
     T* p = at_ + i;
