@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from benchmarks import cases, contenders, measure, report, results
 
 ROOT = Path(__file__).parents[1]
