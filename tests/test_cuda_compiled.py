@@ -23,7 +23,7 @@ CHOSEN = [
     pytest.param(case, architecture, id=f"{name}-{case.arithmetic}-{case.name}")
     for name, architecture in ARCHITECTURES.items()
     for case in cases(architecture)
-    if chosen(case, name) or name == "sm_75" and case.tile == 64 and case.kernel.endswith("forward")
+    if chosen(case, name) or (name == "sm_75" and case.tile == 64 and case.kernel.endswith("forward"))
 ]
 
 
@@ -70,7 +70,7 @@ def test_extension_builds_and_loads_without_a_gpu():
 def test_no_nvcc(monkeypatch):
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.setattr(shutil, "which", lambda *_: None)
-    with pytest.raises(build.BuildError, match="nvcc was not found .*CUDA_HOME"):
+    with pytest.raises(build.BuildError, match=r"nvcc was not found .*CUDA_HOME"):
         build_cuda.tools(["80"])
 
 

@@ -44,7 +44,7 @@ ARCHITECTURES = {
     )
 }
 _ARITHMETICS = {"half": "Mma16<BFloat16>", "tf32": "Tf32", "ieee": "Simt<float>"}  # csrc/cuda/products.cuh
-_TILES = {"tile_forward": (16, 32, 64), "tile_backward": (16, 32, 64), "stream_forward": (64,), "stream_backward": (64,)}
+_TILES = {"tile": (16, 32, 64), "stream": (64,)}
 
 
 class Case(NamedTuple):
@@ -91,7 +91,8 @@ class Compiled(NamedTuple):
         """An estimate of the share of a multiprocessor's warps that fit at once."""
         by_registers = 65536 // (-(-self.registers // 8) * 8 * 32 * self.warps)
         by_shared = self.architecture.shared_total // (self.shared + 1024)
-        return min(by_registers, by_shared, self.architecture.warps // self.warps, 16) * self.warps / self.architecture.warps
+        blocks = min(by_registers, by_shared, self.architecture.warps // self.warps, 16)
+        return blocks * self.warps / self.architecture.warps
 
     def faults(self) -> list[str]:
         """What is wrong with the code; spills are listed apart, see `spilled`."""
@@ -106,10 +107,11 @@ class Compiled(NamedTuple):
 def cases(architecture: Architecture) -> Iterator[Case]:
     """Every kernel that the GPU can be given: tiles that do not fit its memory are the stream's instead."""
     for arithmetic in _ARITHMETICS if architecture.tensor_cores else ("half", "ieee"):
-        for kernel, tiles in _TILES.items():
-            for tile in tiles:
-                if architecture.tensor_cores or (kernel, tile) != ("tile_backward", 64):
-                    yield Case(kernel, tile, arithmetic)
+        for route, tiles in _TILES.items():
+            for kernel in (f"{route}_forward", f"{route}_backward"):
+                for tile in tiles:
+                    if architecture.tensor_cores or (kernel, tile) != ("tile_backward", 64):
+                        yield Case(kernel, tile, arithmetic)
 
 
 def compile_case(case: Case, architecture: Architecture) -> Compiled:
@@ -128,7 +130,8 @@ def compile_case(case: Case, architecture: Architecture) -> Compiled:
         if ran.returncode != 0:
             raise subprocess.CalledProcessError(ran.returncode, command, ran.stdout, ran.stderr)
         ptx = next(Path(folder).glob("*.ptx")).read_text()
-    names = re.findall(r"^\s+(?:@!?%p\d+\s+)?([a-z][a-z0-9_]*)[.\w:]*\s[^;]*;", ptx[ptx.index(".entry") :], re.MULTILINE)
+    body = ptx[ptx.index(".entry") :]
+    names = re.findall(r"^\s+(?:@!?%p\d+\s+)?([a-z][a-z0-9_]*)[.\w:]*\s[^;]*;", body, re.MULTILINE)
     spilled = [int(n) for n in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", ran.stderr)]
     return Compiled(
         case,

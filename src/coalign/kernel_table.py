@@ -85,7 +85,7 @@ def _print(rows: list[dict], console: Console) -> None:
     table = Table(
         box=None,
         padding=(0, 1, 0, 0),
-        caption="spilled and shared: bytes a program; matrix: tensor-core instructions (native: in PTX); occupancy: an estimate",
+        caption="spilled and shared: bytes a program; matrix, instr: of native kernels in PTX; occupancy: an estimate",
     )
     headers = ("kernel", "math", "arch", "warps", "regs", "spill", "shared", "matrix", "instr", "occup")
     for place, name in enumerate(headers):
