@@ -37,11 +37,13 @@ sanitize: $(VENV)/installed ## run the C++ kernels' tests under the address and 
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so) $$(cc -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -p no:xdist tests/test_operator*.py -k "$(SANITIZE)"
 
-gpu-check: ## on a machine with a GPU, offline: build the CUDA kernels, run the gpu tests and compute-sanitizer (PYTHON=...)
-	PYTHON="$(PYTHON)" .ci/gpu-check
-
 bench: $(VENV)/installed ## time the operator on this processor against PyTorch (some minutes, on an idle machine)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# with PYTHON and what is installed there: PyTorch, the CUDA toolkit, pytest, hypothesis; no network
+gpu-check: ## build the CUDA kernels and run all that needs a GPU, on a machine that has one
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PYTHON) tests/gpu_check.py
 
 lint: $(VENV)/installed ## check style and types (types on the installed wheel: checkers can't follow editable installs)
 	$(BIN)/ruff check

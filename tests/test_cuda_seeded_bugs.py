@@ -24,7 +24,7 @@ NAMES += ("delta_a", "delta_b", "df_a", "df_b", "da", "db")
 class Pair(ctypes.Structure):
     """kernels.cpp's."""
 
-    _fields_ = [(name, ctypes.c_int) for name in "mnhd"] + [(name, ctypes.c_void_p) for name in NAMES]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_int) for name in "mnhd"] + [(name, ctypes.c_void_p) for name in NAMES]
 
 
 class Bug(NamedTuple):

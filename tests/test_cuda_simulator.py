@@ -9,7 +9,6 @@ import pytest
 import torch
 from cuda_sim import simulated
 from cuda_sim.simulated import Device
-from small_calls import CASES
 
 from coalign.testing import Case, assert_accurate, run
 from coalign.testing.accuracy import errors
@@ -17,6 +16,15 @@ from coalign.testing.oracle import pair_by_pair
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), pytest.mark.parametrize("backend", [simulated], ids=["cuda"])]
 
+RAGGED = {"extent_a": "lengths", "extent_b": "lengths"}
+CASES = [
+    Case("tile of 16", 16, 9, tokens_a=(16, 3), tokens_b=(0, 9), **RAGGED),
+    Case("tile of 32", 20, 32, h=40, d_a=36, d_b=20, tokens_a=(9, 20), extent_a="mask"),
+    Case("tile of 64, d2l widths", 33, 50, h=200, d_a=100, d_b=100, batch=(1,)),
+    Case("packed, bias-free", 40, 17, tokens_a=(40, 3), tokens_b=(2, 17), extent_a="packed", extent_b="packed"),
+    Case("stream", 70, 130, h=20, d_a=24, d_b=9, tokens_a=(70, 66), tokens_b=(130, 3), bias="full", **RAGGED),
+    Case("stream, wide", 66, 20, h=72, d_a=140, d_b=10, batch=(1,)),
+]
 ARITHMETICS = {
     "ieee": (torch.float32, False),
     "tf32": (torch.float32, True),

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <optional>
-#include <string>
 #include <tuple>
 #include <vector>
 
@@ -214,37 +213,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   return {df_a, df_b, da, db};
 }
 
-// A line a kernel: its name, arithmetic, storage and tile, and the bytes of shared memory that its blocks take.
-template <class M>
-std::string shared_memory_with(const std::string& arithmetic) {
-  std::string lines;
-  auto add = [&](const char* kernel, int tile, int bytes) {
-    lines += std::string(kernel) + " " + arithmetic + " " + std::to_string(tile) + " " + std::to_string(bytes) + "\n";
-  };
-  add("tile_forward", 16, tile_forward_bytes<M, 16>());
-  add("tile_forward", 32, tile_forward_bytes<M, 32>());
-  add("tile_forward", 64, tile_forward_bytes<M, 64>());
-  add("tile_backward", 16, tile_backward_bytes<M, 16>());
-  add("tile_backward", 32, tile_backward_bytes<M, 32>());
-  add("tile_backward", 64, tile_backward_bytes<M, 64>());
-  add("stream_forward", kStreamTile, stream_forward_bytes<M>());
-  add("stream_deltas", kStreamTile, stream_deltas_bytes<M>());
-  add("stream_backward", kStreamTile, stream_backward_bytes<M>());
-  return lines;
-}
-
 }  // namespace
 }  // namespace coalign::cuda
-
-// For kernels/native/report.py: what the machine code can't tell.
-extern "C" __attribute__((used, visibility("default"))) const char* coalign_cuda_shared_memory() {
-  using namespace coalign::cuda;
-  static const std::string lines =
-      shared_memory_with<Simt<float>>("Simt float") + shared_memory_with<Simt<BFloat16>>("Simt BFloat16") +
-      shared_memory_with<Simt<Float16>>("Simt Float16") + shared_memory_with<Tf32>("Tf32 float") +
-      shared_memory_with<Mma16<BFloat16>>("Mma16 BFloat16") + shared_memory_with<Mma16<Float16>>("Mma16 Float16");
-  return lines.c_str();
-}
 
 #define OPERANDS_SCHEMA                                                                                     \
   "Tensor f_a, Tensor f_b, Tensor a, Tensor b, Tensor? extent_a, Tensor? extent_b, int kind_a, int kind_b, " \

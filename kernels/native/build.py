@@ -125,7 +125,7 @@ def _build(root: Path, sources: tuple[str, ...], tools: Toolchain, finished: Pat
     """Compile in a folder beside the finished library, and move that into place."""
     for stale in finished.parent.glob("build-*"):  # of killed processes: nobody else builds while we hold the lock
         shutil.rmtree(stale, ignore_errors=True)
-    print(f"coalign: building its {tools.language} extension, once", file=sys.stderr, flush=True)
+    print(f"coalign: building its {tools.language} extension, once; this takes a while", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="build-", dir=finished.parent) as name:
         folder = Path(name)
         torch_home = Path(torch.__file__).parent

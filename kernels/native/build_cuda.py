@@ -25,7 +25,7 @@ def tools(architectures: Sequence[str]) -> build.Toolchain:
         BuildError: there is no nvcc.
     """
     codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
-    flags = ("-std=c++20", "-O3", "-Xcompiler=-fPIC", "--threads=0", build.TARGET, *codes)
+    flags = ("-std=c++20", "-O3", "-Xcompiler=-fPIC", build.TARGET, *codes)
     return build.Toolchain("CUDA", nvcc(), flags, machine="any GPU of these architectures")
 
 
@@ -43,7 +43,7 @@ def nvcc() -> str:
 def _here() -> list[str]:
     """The architectures of this machine's GPUs."""
     found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-    return [f"{major}{minor}" + "a" * (major == 9) for major, minor in sorted(found) if (major, minor) >= (7, 0)]
+    return [f"{major}{minor}" for major, minor in sorted(found) if (major, minor) >= (7, 0)]
 
 
 extension = build.Extension("CUDA extension", lambda: build.build(SOURCES, tools=tools(_here())))

@@ -7,12 +7,12 @@ TF32, and otherwise on the ordinary cores.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import gpu
 from ..problem import Alignment, AlignmentGrads, OperandGrads, Problem, Side
 from . import build_cuda
 
@@ -34,7 +34,7 @@ def unsupported(problem: Problem) -> list[str]:
         return ["the CUDA kernels are for NVIDIA's GPUs"]
     if problem.dtype == torch.float64:
         return [NO_FLOAT64]
-    if (capability := _capability(problem.device)) < (7, 0):
+    if (capability := gpu.capability(problem.device)) < (7, 0):
         return [f"the GPU's compute capability is {capability[0]}.{capability[1]}; the CUDA kernels need 7.0 or more"]
     reason = build_cuda.extension.reason()
     return [] if reason is None else [reason]
@@ -88,16 +88,5 @@ def _rows(t: Tensor) -> Tensor:
 
 
 def _machine(f: Tensor) -> Machine:
-    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
-    tensor_cores = _capability(f.device) >= (8, 0) and (f.dtype != torch.float32 or tf32)
-    return Machine(tensor_cores, _shared_memory(f.device), torch.cuda.current_stream(f.device).cuda_stream)
-
-
-@cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
-
-
-@cache
-def _shared_memory(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    tensor_cores = gpu.capability(f.device) >= (8, 0) and (f.dtype != torch.float32 or gpu.tf32_allowed())
+    return Machine(tensor_cores, gpu.shared_memory(f.device), torch.cuda.current_stream(f.device).cuda_stream)

@@ -18,7 +18,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .. import machine_code
 from ..problem import Alignment, AlignmentGrads, Side
 from . import choices
 from .launch import Launch, Target, plan_backward, plan_forward
@@ -81,9 +80,13 @@ class Compiled(NamedTuple):
     traps: int
 
     @property
+    def warps(self) -> int:
+        return self.case.launch.choice.num_warps
+
+    @property
     def occupancy(self) -> float:
         """An estimate of the share of a multiprocessor's warps that fit at once."""
-        warps = self.case.launch.choice.num_warps
+        warps = self.warps
         lanes = self.architecture.target.warp_size
         file = 65536 if lanes == 32 else 4 * 512 * 64
         by_registers = file // max(1, -(-self.registers // 8) * 8 * lanes * warps)
@@ -191,9 +194,11 @@ def _read_cubin(asm: dict) -> tuple[int, int, int, int, int]:
         file.flush()
         usage = _run(triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name)
         code = _run(triton.knobs.nvidia.nvdisasm.path, file.name)
-    registers, stack = machine_code.resources(usage)
-    found = machine_code.count(code)
-    return registers, max(stack, found.local), found.matrix, found.instructions, found.traps
+    registers, stack = (int(re.search(rf"{key}:(\d+)", usage).group(1)) for key in ("REG", "STACK"))  # type: ignore[union-attr]
+    names = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", code, re.MULTILINE)
+    matrix = sum(bool(re.match(r"HMMA|HGMMA|UTC\w*MMA|UTCHMMA|OMMA|QMMA", name)) for name in names)
+    local = sum(bool(re.match(r"LDL|STL", name)) for name in names)
+    return registers, max(stack, local), matrix, len(names), sum("TRAP" in name for name in names)
 
 
 def _read_amdgcn(asm: dict) -> tuple[int, int, int, int, int]:

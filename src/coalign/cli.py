@@ -213,12 +213,12 @@ def kernels(
     only: Annotated[str, typer.Option(help="Only kernels whose name or arithmetic contains this.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Compile the Triton and CUDA kernels for GPUs that need not be here, and print what became of them."""
+    """Compile the GPU kernels, Triton's and nvcc's, for GPUs that need not be here, and print what became of them."""
     from .kernel_table import report
 
     try:
         clean = report(arch or ["sm_90"], only, as_json, console)
-    except (ImportError, ValueError) as error:
+    except ValueError as error:
         _fail(str(error))
     raise typer.Exit(0 if clean else 1)
 

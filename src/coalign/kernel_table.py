@@ -1,80 +1,47 @@
-"""The compiled kernels, Triton's and CUDA's, as a table: registers, spills, memory, matrix instructions, occupancy."""
+"""The compiled kernels as a table: registers, spills, memory, matrix instructions, occupancy."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from .kernels.native import report as cuda
-
-Row = dict[str, Any]
-
 
 def report(architectures: Sequence[str], only: str, as_json: bool, console: Console) -> bool:
     """Compile the kernels whose name or arithmetic contains `only`, and print what became of them.
-
-    Kernels of a compiler that is missing are left out, with a note.
 
     Returns:
         Whether all are without fault.
 
     Raises:
-        ImportError: neither Triton nor nvcc is installed.
-        ValueError: an architecture that is not known.
+        ValueError: an architecture that is not known, or nothing here to compile with.
     """
-    notes = []
-    try:
-        from .kernels.triton.report import ARCHITECTURES as FOR_TRITON
-    except ImportError as error:
-        FOR_TRITON = {}
-        notes.append(f"without the Triton kernels: {error}")
-    known = dict.fromkeys((*FOR_TRITON, *cuda.ARCHITECTURES))
-    if unknown := set(architectures) - set(known):
+    compilers, missing = _compilers()
+    if not compilers:
+        raise ValueError("; ".join(missing))
+    if unknown := set(architectures) - {name for c in compilers for name in c.ARCHITECTURES}:
+        known = dict.fromkeys(name for c in compilers for name in c.ARCHITECTURES)
         raise ValueError(f"{', '.join(sorted(unknown))} is none of {', '.join(known)}")
-    rows = list(_triton(architectures, only, console, as_json)) if FOR_TRITON else []
-    for_cuda = [cuda.ARCHITECTURES[name] for name in architectures if name in cuda.ARCHITECTURES]
-    if for_cuda and cuda.compiles(only):
-        if reason := cuda.reason():
-            notes.append(f"without the CUDA kernels: {reason}")
-        else:
-            rows += [row for row in map(_cuda_row, cuda.compile_all(for_cuda)) if only in _label(row)]
-    if len(notes) == 2:
-        raise ImportError("; ".join(notes))
-    if as_json:
-        print(json.dumps(rows, indent=2))
-    else:
-        _print(rows, console)
-        for note in notes:
-            console.print(f"[yellow]{note}")
-    return not any(row["faults"] for row in rows)
-
-
-def _label(row: Row) -> str:
-    return f"{row['kernel']} {row['arithmetic']}"
-
-
-def _triton(architectures: Sequence[str], only: str, console: Console, quiet: bool) -> Iterator[Row]:
-    from .kernels.triton.report import ARCHITECTURES, cases, compile_case
-
     work = [
-        (case, ARCHITECTURES[name])
+        (compiler, case, compiler.ARCHITECTURES[name])
         for name in architectures
-        if name in ARCHITECTURES
-        for case in cases(ARCHITECTURES[name])
+        for compiler in compilers
+        if name in compiler.ARCHITECTURES
+        for case in compiler.cases(compiler.ARCHITECTURES[name])
         if only in f"{case.name} {case.arithmetic}"
     ]
-    for case, architecture in track(work, "compiling", console=console, transient=True, disable=quiet):
-        c = compile_case(case, architecture)
-        yield {
-            "kernel": case.name,
-            "arithmetic": case.arithmetic,
-            "architecture": architecture.name,
-            "warps": case.launch.choice.num_warps,
+    progress = track(work, "compiling", console=console, transient=True, disable=as_json)
+    found = [compiler.compile_case(case, architecture) for compiler, case, architecture in progress]
+    rows = [
+        {
+            "kernel": c.case.name,
+            "arithmetic": c.case.arithmetic,
+            "architecture": c.architecture.name,
+            "warps": c.warps,
             "registers": c.registers,
             "spilled": c.spilled,
             "shared": c.shared,
@@ -83,29 +50,42 @@ def _triton(architectures: Sequence[str], only: str, console: Console, quiet: bo
             "occupancy": round(c.occupancy, 2),
             "faults": c.faults(),
         }
+        for c in found
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        _print(rows, console)
+        for reason in missing:
+            console.print(f"[yellow]left out: {reason}")
+    return not any(row["faults"] for row in rows)
 
 
-def _cuda_row(c: cuda.Compiled) -> Row:
-    return {
-        "kernel": c.name,
-        "arithmetic": c.arithmetic,
-        "architecture": c.architecture.name,
-        "warps": c.warps,
-        "registers": c.registers,
-        "spilled": c.spilled,
-        "shared": c.shared,
-        "matrix": c.counts.matrix,
-        "instructions": c.counts.instructions,
-        "occupancy": round(c.occupancy, 2),
-        "faults": c.faults(),
-    }
+def _compilers() -> tuple[list[Any], list[str]]:
+    """Of Triton's kernels and the native ones, the reports that can be had here, and why others can't."""
+    found, missing = [], []
+    try:
+        from .kernels.triton import report as of_triton
+
+        found.append(of_triton)
+    except ImportError:
+        missing.append("Triton's kernels (Triton is not installed)")
+    from .kernels.native import build, build_cuda
+    from .kernels.native import report as of_nvcc
+
+    try:
+        build_cuda.nvcc()
+        found.append(of_nvcc)
+    except build.BuildError as error:
+        missing.append(f"the native CUDA kernels ({error})")
+    return found, missing
 
 
-def _print(rows: list[Row], console: Console) -> None:
+def _print(rows: list[dict], console: Console) -> None:
     table = Table(
         box=None,
         padding=(0, 1, 0, 0),
-        caption="spilled and shared: bytes a program; matrix: tensor-core instructions; occupancy: an estimate",
+        caption="spilled and shared: bytes a program; matrix, instr: of native kernels in PTX; occupancy: an estimate",
     )
     headers = ("kernel", "math", "arch", "warps", "regs", "spill", "shared", "matrix", "instr", "occup")
     for place, name in enumerate(headers):
