@@ -1,9 +1,10 @@
-"""What only a GPU can show: streams, CUDA graphs, TF32's switch. Of Triton's kernels and the native ones."""
+"""What only a GPU can show of Triton's kernels and the native ones: streams, graphs, synchronisation, TF32's switch."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from coalign import soft_align
 from coalign.testing import Case, assert_accurate, run
@@ -16,25 +17,55 @@ CASES = [Case("tile", 33, 50, h=200, d_a=100, d_b=100), Case("stream", 300, 200,
 WITH_CASES = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
+def step(leaves: list[Tensor], name: str, **options: Tensor) -> tuple[Tensor, ...]:
+    """Outputs and gradients of a call."""
+    outputs = soft_align(*leaves, return_lse=True, backend=name, **options)
+    grads = torch.autograd.grad(outputs[:2], leaves, [t.detach().cos() for t in outputs[:2]])
+    return *(t.detach() for t in outputs), *grads
+
+
 @WITH_CASES
 def test_cuda_graph(case, name):
-    """A captured call, replayed on other numbers."""
+    """Both passes, captured once and replayed on other numbers."""
     first, second = (case.but(seed=seed).operands("cuda") for seed in (0, 1))
-    static = [t.clone() for t in (first.f_a, first.f_b, first.a, first.b)]
+    static = [t.clone().requires_grad_() for t in (first.f_a, first.f_b, first.a, first.b)]
     warm_up = torch.cuda.Stream()
     warm_up.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(warm_up):
-        soft_align(*static, backend=name)
+        step(static, name)
     torch.cuda.current_stream().wait_stream(warm_up)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = soft_align(*static, return_lse=True, backend=name)
-    new = (second.f_a, second.f_b, second.a, second.b)
-    for t, value in zip(static, new, strict=True):
-        t.copy_(value)
+        captured = step(static, name)
+    with torch.no_grad():
+        for t, value in zip(static, (second.f_a, second.f_b, second.a, second.b), strict=True):
+            t.copy_(value)
     graph.replay()
-    for found, expected in zip(captured, soft_align(*new, return_lse=True, backend=name), strict=True):
+    for found, expected in zip(captured, step(static, name), strict=True):
         assert torch.equal(found, expected)
+
+
+@WITH_CASES
+def test_waits_for_nothing(case, name):
+    """Neither pass makes the processor wait for the GPU, not even to look at lengths."""
+    operands = case.operands("cuda")
+    leaves = list(operands.differentiable().values())
+    lengths = torch.tensor([case.m, 3], device="cuda")
+    step(leaves, name, lengths_a=lengths)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(leaves, name, lengths_a=lengths)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def test_operands_of_another_device(name):
+    """The kernels run on the operands' GPU, which need not be the current one."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    operands = CASES[0].operands("cuda:1")
+    assert_accurate(run(operands, name), operands)
 
 
 @WITH_CASES
