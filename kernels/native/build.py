@@ -159,8 +159,12 @@ def _key(root: Path, sources: tuple[str, ...], tools: Toolchain) -> str:
 
 
 def _cpp() -> Toolchain:
-    own = shlex.split(os.environ.get("COALIGN_NATIVE_FLAGS", ""))
-    return Toolchain("C++", compiler(), (*_FLAGS, *_processor_flags(), TARGET, *own), _processor())
+    return Toolchain("C++", compiler(), (*_FLAGS, *_processor_flags(), TARGET, *own_flags()), _processor())
+
+
+def own_flags() -> list[str]:
+    """The user's flags for the C++ compiler, which come last."""
+    return shlex.split(os.environ.get("COALIGN_NATIVE_FLAGS", ""))
 
 
 def _processor() -> str:
