@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from coalign.kernels import dispatch
+from coalign.kernels.native import build, build_cuda
 from cuda_sim import simulated
 from hypothesis import settings
 from torch.utils import deterministic
@@ -51,9 +52,17 @@ def _devices(name: str) -> list[str]:
     if name == simulated.name:
         return ["cpu"]
     if name in ("native", "reference"):
-        here = torch.cuda.is_available() and (name == "reference" or torch.version.hip is None)
+        here = torch.cuda.is_available() and (name == "reference" or _builds_cuda())
         return ["cpu", "cuda"] if here else ["cpu"]
     return ["cuda"]
+
+
+def _builds_cuda() -> bool:
+    """Whether the native kernels can be built for the GPU."""
+    try:
+        return torch.version.hip is None and bool(build_cuda.nvcc())
+    except build.BuildError:
+        return False
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -68,6 +77,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
+    if item.get_closest_marker("nvcc") and not _builds_cuda():
+        pytest.skip("needs nvcc")
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,6 @@ import pytest
 from coalign.kernels.native import build, build_cuda
 from coalign.kernels.native.report import ARCHITECTURES, Case, cases, compile_case
 
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-
 
 def chosen(case, name):
     """Most kernels for sm_90, where the others do not differ; for other GPUs what takes most registers and memory."""
@@ -27,7 +25,7 @@ CHOSEN = [
 ]
 
 
-@needs_nvcc
+@pytest.mark.nvcc
 @pytest.mark.parametrize(("case", "architecture"), CHOSEN)
 def test_machine_code(case, architecture):
     compiled = compile_case(case, architecture)
@@ -46,7 +44,7 @@ class Starved(Case):
         return limit + super().source(tensor_cores)
 
 
-@needs_nvcc
+@pytest.mark.nvcc
 def test_spills_are_seen():
     """40 registers can't hold a 64 x 64 tile: the report must say so, or it would pass anything."""
     assert compile_case(Starved("tile_backward", 64, "half"), ARCHITECTURES["sm_80"]).spilled > 100
@@ -60,7 +58,7 @@ print(torch.ops.coalign_cuda.forward, torch.ops.coalign_cuda.backward)
 """
 
 
-@needs_nvcc
+@pytest.mark.nvcc
 def test_extension_builds_and_loads_without_a_gpu():
     """In a process of its own: the simulator's library has operators of the same names."""
     ran = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, env={**os.environ, "CXX": ""})

@@ -11,7 +11,10 @@ from coalign.testing import Case, assert_accurate, run
 from coalign.testing.accuracy import errors
 from coalign.testing.oracle import pair_by_pair
 
-pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("name", ["triton", "native"])]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.parametrize("name", ["triton", pytest.param("native", marks=pytest.mark.nvcc)]),
+]
 
 CASES = [Case("tile", 33, 50, h=200, d_a=100, d_b=100), Case("stream", 300, 200, h=64, d_a=64, d_b=64)]
 WITH_CASES = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
