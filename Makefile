@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses $(WORKERS
 DATA ?=
 ARGS ?=
 
-.PHONY: help demo test test-python test-triton test-narrow sanitize bench lint clean
+.PHONY: help demo test test-python test-triton test-narrow sanitize gpu-check bench lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -31,7 +31,7 @@ test-narrow: $(VENV)/installed
 	COALIGN_NATIVE_FLAGS="-mno-avx512f" $(PYTEST) tests/test_operator*.py -k native
 
 # the C++ kernels under the address and undefined-behaviour sanitizers; SANITIZE= selects tests
-SANITIZE ?= native and oracle
+SANITIZE ?= (native or simulated) and oracle
 sanitize: $(VENV)/installed ## run the C++ kernels' tests under the address and undefined-behaviour sanitizers
 	COALIGN_NATIVE_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so) $$(cc -print-file-name=libstdc++.so)" \
@@ -39,6 +39,11 @@ sanitize: $(VENV)/installed ## run the C++ kernels' tests under the address and 
 
 bench: $(VENV)/installed ## time the operator on this processor against PyTorch (some minutes, on an idle machine)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# with PYTHON and what is installed there: PyTorch, the CUDA toolkit, pytest, hypothesis; no network
+gpu-check: ## build the CUDA kernels and run all that needs a GPU, on a machine that has one
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PYTHON) tests/gpu_check.py
 
 lint: $(VENV)/installed ## check style and types (types on the installed wheel: checkers can't follow editable installs)
 	$(BIN)/ruff check

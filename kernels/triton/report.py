@@ -80,9 +80,13 @@ class Compiled(NamedTuple):
     traps: int
 
     @property
+    def warps(self) -> int:
+        return self.case.launch.choice.num_warps
+
+    @property
     def occupancy(self) -> float:
         """An estimate of the share of a multiprocessor's warps that fit at once."""
-        warps = self.case.launch.choice.num_warps
+        warps = self.warps
         lanes = self.architecture.target.warp_size
         file = 65536 if lanes == 32 else 4 * 512 * 64
         by_registers = file // max(1, -(-self.registers // 8) * 8 * lanes * warps)

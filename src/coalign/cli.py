@@ -208,17 +208,17 @@ def doctor(as_json: JsonOption = False) -> None:
 @app.command()
 def kernels(
     arch: Annotated[
-        list[str] | None, typer.Option(help="sm_80, sm_90, sm_100, sm_120 or gfx942; may be repeated.")
+        list[str] | None, typer.Option(help="sm_75, sm_80, sm_86, sm_90, sm_100, sm_120 or gfx942; may be repeated.")
     ] = None,
     only: Annotated[str, typer.Option(help="Only kernels whose name or arithmetic contains this.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Compile the Triton kernels for GPUs that need not be here, and print what became of them."""
+    """Compile the GPU kernels, Triton's and nvcc's, for GPUs that need not be here, and print what became of them."""
     from .kernel_table import report
 
     try:
         clean = report(arch or ["sm_90"], only, as_json, console)
-    except (ImportError, ValueError) as error:
+    except ValueError as error:
         _fail(str(error))
     raise typer.Exit(0 if clean else 1)
 
