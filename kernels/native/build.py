@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-SOURCES = ("cpu/ops.cpp",)
+SOURCES = ("cpu/ops.cpp", "cpu/frozen.cpp", "cpu/mlp.cpp")
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 _TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # torch 2.11: later versions keep its ABI
 _NINJA = """\
