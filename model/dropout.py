@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ..kernels.dispatch import requested
 from ..kernels.native import mlp as native
@@ -45,13 +46,15 @@ class HashedDropout(torch.autograd.Function):
 
 def draw_seed() -> int:
     """63 random bits from torch's generator of the CPU."""
-    return int(torch.empty((), dtype=torch.int64).random_())
+    return int(torch.empty((), dtype=torch.int64, device="cpu").random_())
 
 
 def on_native(*tensors: Tensor | None) -> bool:
-    """Whether C++ may compute with these: on the CPU, nothing tracing, the reference not asked for."""
+    """Whether C++ may compute with these: on the CPU, nothing tracing or differentiating forwards, the reference not
+    asked for."""
     return (
         unobserved(tensors)
+        and getattr(forward_ad, "_current_level", -1) < 0
         and all(t is None or t.device.type == "cpu" for t in tensors)
         and requested(None) in (None, "native")
         and native.available()

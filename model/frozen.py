@@ -218,11 +218,16 @@ class FrozenDecomposableAttention(nn.Module):
         made._set_up(state, int(padding_idx) if padding_idx else None, backend)
         return made
 
+    # The packed weights are this machine's copies: moving or casting the buffers leaves them behind, and so does
+    # pickling.
+
     def _apply(self, fn: Any, recurse: bool = True) -> FrozenDecomposableAttention:
-        """Moving or casting the buffers leaves the packed weights behind."""
         self._packed = None, []
         super()._apply(fn, recurse)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": (None, [])}
 
 
 def _extent(side: str, ids: Tensor, given: Mapping[str, Tensor | None]) -> Tensor | None:

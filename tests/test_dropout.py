@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from coalign.kernels.native import mlp as native
 from coalign.model.dropout import Dropout, HashedDropout, draw_seed
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -15,6 +16,7 @@ def kept(rows, width, p=0.2, seed=None):
 
 @pytest.fixture(autouse=True)
 def _seeded():
+    assert native.available()  # and is loaded, whichever test is first
     torch.manual_seed(0)
 
 

@@ -259,6 +259,15 @@ def test_saved_and_loaded(tmp_path, dtype, padding_idx):
     assert torch.equal(pickle.loads(pickle.dumps(made))(PADDED), made(PADDED))
 
 
+def test_pickled_and_copied():
+    """As a process pool or torch.save does it; packed weights stay behind, for another machine may pack otherwise."""
+    made = model().freeze()
+    expected = made(PAIRS)
+    for again in (pickle.loads(pickle.dumps(made)), copy.deepcopy(made)):
+        assert again._packed == (None, [])
+        assert torch.equal(again(PAIRS), expected)
+
+
 def test_files_that_are_none(tmp_path):
     from safetensors.torch import load_file, save_file
 
