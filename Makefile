@@ -32,7 +32,7 @@ test-narrow: $(VENV)/installed
 	COALIGN_NATIVE_FLAGS="-mno-avx512f" $(PYTEST) tests/test_operator*.py $(MODEL_TESTS) -k "native or mlp or dropout or sizes"
 
 # the C++ kernels under the address and undefined-behaviour sanitizers; SANITIZE= selects tests
-SANITIZE ?= native and oracle or native and masked_models or sizes or one_kernel or impossible or unknown or what_stays
+SANITIZE ?= native and oracle or native and masked_models or sizes or one_kernel or half_precision or impossible or unknown or what_stays
 sanitize: $(VENV)/installed ## run the C++ kernels' tests under the address and undefined-behaviour sanitizers
 	COALIGN_NATIVE_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so) $$(cc -print-file-name=libstdc++.so)" \

@@ -26,8 +26,9 @@ def mlp(num_inputs: int, num_hiddens: int, *, flatten: bool, dropout: float = 0.
 
 
 class FeedForward(nn.Sequential):
-    """`mlp`'s layers. On the CPU they are one C++ kernel forward (float32, or bfloat16 without gradients) and one
-    backward; everywhere else, and once a layer was exchanged or given a hook, they run one by one.
+    """`mlp`'s layers. On the CPU they are one C++ kernel forward and one backward, in float32, under autocast to
+    bfloat16, and, without gradients, in bfloat16; everywhere else, and once a layer was exchanged or given a hook, they
+    run one by one.
 
     backend: "reference" always runs them one by one.
     """
@@ -43,8 +44,9 @@ class FeedForward(nn.Sequential):
             return result
         layers: list[Any] = list(self)
         one, two = layers[1], layers[len(layers) // 2 + 1]
-        x = input.reshape(-1, input.shape[-1])
-        x2 = None if other is None else other.reshape(-1, other.shape[-1])
+        dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else input.dtype
+        x = input.reshape(-1, input.shape[-1]).to(dtype)
+        x2 = None if other is None else other.reshape(-1, other.shape[-1]).to(dtype)
         operands = (x, x2, one.weight, one.bias, two.weight, two.bias)
         if _needs_grad(operands):
             y: Tensor = _Fused.apply(*operands, p, draw_seed() if p else 0)
@@ -69,21 +71,31 @@ class FeedForward(nn.Sequential):
             return None
         rates = {layer.p if layer.training else 0.0 for layer in (layers[0], layers[half])}
         one, two = layers[1], layers[half + 1]
-        tensors = (input, other, one.weight, one.bias, two.weight, two.bias)
+        weights = (one.weight, one.bias, two.weight, two.bias)
         if (
             len(rates) != 1
-            or torch.is_autocast_enabled("cpu")
             or one.bias is None
             or two.bias is None
-            or any(t is not None and t.dtype != input.dtype for t in tensors)
-            or (input.dtype != torch.float32 and _needs_grad(tensors))
+            or not _fit(input, other, weights)
             or (other is not None and other.shape[:-1] != input.shape[:-1])
             or input.shape[-1] + (0 if other is None else other.shape[-1]) != one.weight.shape[1]
             or one.weight.shape[0] != two.weight.shape[1]
-            or not on_native(*tensors)
+            or not on_native(input, other, *weights)
         ):
             return None
         return float(rates.pop())
+
+
+def _fit(input: Tensor, other: Tensor | None, weights: tuple[Tensor, ...]) -> bool:
+    """Whether the kernel computes in these: float32; bfloat16 without gradients; autocast from float32 to bfloat16."""
+    inputs = {t.dtype for t in (input, other) if t is not None}
+    layers = {t.dtype for t in weights}
+    if torch.is_autocast_enabled("cpu"):
+        half = torch.get_autocast_dtype("cpu") == torch.bfloat16
+        return half and layers == {torch.float32} and inputs <= {torch.float32, torch.bfloat16}
+    if layers != inputs or len(inputs) != 1:
+        return False
+    return inputs == {torch.float32} or not _needs_grad((input, other, *weights))
 
 
 def _needs_grad(tensors: tuple[Tensor | None, ...]) -> bool:
@@ -146,5 +158,6 @@ def layer_by_layer(
         return t if p == 0 else HashedDropout.apply(t, p, seed, layer)
 
     joined = x if x2 is None else torch.cat([x, x2], dim=-1)
+    w1, b1, w2, b2 = (t.to(joined.dtype) for t in (w1, b1, w2, b2))
     hidden = drop(torch.relu(F.linear(drop(joined, native.FIRST), w1, b1)), native.SECOND)
     return torch.relu(F.linear(hidden, w2, b2))

@@ -7,6 +7,7 @@ import torch
 from coalign.model.dropout import draw_seed
 from coalign.model.mlp import layer_by_layer, mlp
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from coalign import DecomposableAttention, PairBatch
@@ -89,6 +90,67 @@ def test_half_precision_without_gradients(rows, width, width2, hiddens, p, poiso
     assert found.dtype == torch.bfloat16
     error, plains = ((t.double() - truth).norm() for t in (found, plain))
     assert error <= max(2 * plains, 4e-3 * truth.norm())
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2])
+@pytest.mark.parametrize(("rows", "width", "width2", "hiddens"), SIZES[1:])
+def test_autocast_trains_in_half_precision(rows, width, width2, hiddens, p, poisoned_memory):
+    """Outputs and gradients within twice the error of the layers one by one in bfloat16, or one rounding."""
+    of = network(width + width2, hiddens, p)
+    x, x2 = inputs(rows, width, width2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert of._fused(x, x2) == p
+        torch.manual_seed(2)
+        y = of(x, None if x2 is None else x2.bfloat16())  # as what the alignment gives is
+    found = (y, *gradients(y, (x, x2, *parameters(of))))
+    assert [t.dtype for t in found] == [torch.bfloat16] + [torch.float32] * (len(found) - 1)
+    torch.manual_seed(2)
+    seed = draw_seed()
+
+    def one_by_one(dtype):
+        operands = [t if t is None else t.detach().to(dtype).requires_grad_() for t in (x, x2)]
+        weights = [t.detach().bfloat16().to(dtype).requires_grad_() for t in parameters(of)]
+        y = layer_by_layer(*operands, *weights, p, seed)
+        return y, *gradients(y, (*operands, *weights))
+
+    wide = [t if t is None else t.detach().bfloat16().double().requires_grad_() for t in (x, x2, *parameters(of))]
+    y = layer_by_layer(*wide, p, seed)
+    for f, plain, truth in zip(found, one_by_one(torch.bfloat16), (y, *gradients(y, wide)), strict=True):
+        error, plains = ((t.double() - truth).norm() for t in (f, plain))
+        assert error <= max(2 * plains, 4e-3 * truth.norm())
+    assert rows < 5 or truth.norm() > 0
+
+
+def test_autocast_has_second_derivatives_and_the_same_bits_on_all_threads():
+    of = network(100, 200, 0.2)
+    x, _ = inputs(1700, 100, 0)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            torch.manual_seed(5)
+            with torch.autocast("cpu", torch.bfloat16):
+                y = of(x)
+            found.append((y, *gradients(y, (x, *parameters(of)))))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(map(torch.equal, other, found[0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        (grad,) = torch.autograd.grad(of(x).float().square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(grad.square().sum(), of[1].weight)
+    assert second.norm() > 0
+
+
+def test_other_autocasts_and_mixtures_go_layer_by_layer():
+    of = network(12, 16)
+    x = torch.randn(5, 12)
+    with torch.autocast("cpu", torch.float16):
+        assert of._fused(x, None) is None
+    assert of._fused(x[:, :6], x[:, 6:].bfloat16()) is None
+    assert of._fused(x.bfloat16(), None) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert of.bfloat16()._fused(x, None) is None
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
@@ -185,6 +247,23 @@ def test_wrong_widths_are_torchs_errors():
         of(torch.randn(3, 11))
     with pytest.raises(RuntimeError):
         of(torch.randn(3, 6), torch.randn(4, 6))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_forward_derivatives(grad):
+    """The kernel has none: tangents must neither be lost nor be an error."""
+    of = network(12, 16)
+    x, tangent = torch.randn(5, 12), torch.randn(5, 12)
+    with torch.set_grad_enabled(grad), forward_ad.dual_level():
+        found = forward_ad.unpack_dual(of(forward_ad.make_dual(x, tangent))).tangent
+    moved = [of.double()(x.double() + step * tangent) for step in (-1e-6, 1e-6)]
+    torch.testing.assert_close(found.double(), (moved[1] - moved[0]) / 2e-6, rtol=1e-4, atol=1e-5)
+
+
+def test_a_default_device_is_not_where_seeds_come_from():
+    of, x = network(12, 16, 0.5), torch.randn(5, 12)
+    with torch.device("meta"):
+        assert of(x).device.type == "cpu"
 
 
 def test_nan_passes_through():

@@ -75,17 +75,39 @@ void pack_layer(const S* weight, const float* bias, int out, int numbers, E* roo
   for (int d = 0; d < padded; ++d) behind[d] = bias != nullptr && d < out ? bias[d] : 0;
 }
 
-// The layer without bias whose weight is turned round: weight (in, out).
-inline void pack_turned(const float* weight, int out, int in, float* room) {
-  const int padded = round_up(out, lanes<float>);
-  for_each_panel<float>(padded, [&](int d, int vectors) {
-    const int width = vectors * lanes<float>, real = std::min(width, out - d);
-    for (int k = 0; k < in; ++k, room += width) {
-      std::copy_n(weight + static_cast<std::size_t>(k) * out + d, real, room);
-      std::fill(room + real, room + width, 0.0f);
+// weight (out, numbers) and its bias, float -> room for Layer<E>::size elements, rounded where elements are pairs.
+template <class E>
+void pack_float_layer(const float* weight, const float* bias, int out, int numbers, E* room, Arena& arena) {
+  if constexpr (kPer<E> == 1) {
+    pack_layer<E>(weight, bias, out, numbers, room);
+  } else {
+    const Arena::Mark mark = arena.mark();
+    BFloat16* rounded = arena.take<BFloat16>(static_cast<std::size_t>(out) * numbers);
+    narrow_row(weight, out * numbers, rounded);
+    pack_layer<E>(rounded, bias, out, numbers, room);
+    arena.release(mark);
+  }
+}
+
+// The layer without bias whose weight is turned round: weight (in, out), float.
+template <class E>
+void pack_turned(const float* weight, int out, int numbers, E* room) {
+  constexpr int W = lanes<E>;
+  const int padded = round_up(out, W);
+  for_each_panel<E>(padded, [&](int d, int vectors) {
+    for (int k = 0; k < numbers; k += kPer<E>) {
+      for (int c = d; c < d + vectors * W; c += W, room += W) {
+        const Sum<E>* at = weight + static_cast<std::size_t>(k) * out + c;
+        const int n = std::min(W, out - c);
+        if constexpr (kPer<E> == 1) {
+          store(room, load_part(at, n));
+        } else {
+          store(room, pairs_across(load_part(at, n), k + 1 < numbers ? load_part(at + out, n) : Vec<Sum<E>>{}));
+        }
+      }
     }
   });
-  std::fill_n(room, padded, 0.0f);
+  std::fill_n(room, padded, E(0));
 }
 
 namespace detail {

@@ -21,21 +21,27 @@ auto with_network(const Tensor& t, F&& f) {
   return t.scalar_type() == ScalarType::Float ? f(float{}) : f(BFloat16{});
 }
 
-// A layer of weight (out, in) and bias (out,).
+// A layer of weight (out, in) and bias (out,) float32; the weight is that, or like the network's rows.
 template <class S, class E = Element<S>>
 Layer<E> packed(const Tensor& weight, const Tensor& bias, Arena& arena) {
   const int out = static_cast<int>(weight.size(0)), numbers = static_cast<int>(weight.size(1));
   const int in = (numbers + kPer<E> - 1) / kPer<E>;
   E* room = arena.take<E>(Layer<E>::size(in, out));
-  pack_layer(data<S>(weight), data<float>(bias), out, numbers, room);
+  if (weight.scalar_type() == ScalarType::Float) {
+    pack_float_layer<E>(data<float>(weight), data<float>(bias), out, numbers, room, arena);
+  } else {
+    pack_layer(data<BFloat16>(weight), data<float>(bias), out, numbers, room);
+  }
   return {room, in, out};
 }
 
-// The layer turned round: of weight (in, out), without bias.
-Layer<float> turned(const Tensor& weight, Arena& arena) {
-  const int in = static_cast<int>(weight.size(0)), out = static_cast<int>(weight.size(1));
-  float* room = arena.take<float>(Layer<float>::size(in, out));
-  pack_turned(data<float>(weight), out, in, room);
+// The layer turned round: of weight (in, out) float32, without bias.
+template <class S, class E = Element<S>>
+Layer<E> turned(const Tensor& weight, Arena& arena) {
+  const int numbers = static_cast<int>(weight.size(0)), out = static_cast<int>(weight.size(1));
+  const int in = (numbers + kPer<E> - 1) / kPer<E>;
+  E* room = arena.take<E>(Layer<E>::size(in, out));
+  pack_turned<E>(data<float>(weight), out, numbers, room);
   return {room, in, out};
 }
 
@@ -77,27 +83,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_backward(
     bool want_x2) {
   const MlpSizes sizes = sizes_of(x, x2, w1, w2);
   const int64_t rows = x.size(0), in = sizes.in(), h = sizes.hidden, out = sizes.out;
-  const Mlp<float> network(sizes, p, seed);
-  Arena weights;
-  const Layer<float> one = turned(w1, weights), two = turned(w2, weights);
-  const Tensor dx = floats({want_x ? rows : 0, sizes.x}), dx2 = floats({want_x2 ? rows : 0, sizes.x2});
+  const Tensor dx = torch::stable::new_empty(x, {want_x ? rows : 0, sizes.x});
+  const Tensor dx2 = torch::stable::new_empty(x, {want_x2 ? rows : 0, sizes.x2});
   int64_t shares = 1;
   while (shares < kMostShares && shares * kShareRows < rows) shares *= 2;  // even for 2, 4, ... threads
   const int64_t at_b1 = h * in, at_w2 = at_b1 + h, at_b2 = at_w2 + out * h, each = at_b2 + out;
   const Tensor parts = floats({shares, each});
-  const MlpRows saved{data<float>(x), maybe_data<float>(x2), data<float>(hidden), data<float>(y)};
-  torch::stable::parallel_for(0, shares, 1, [&](int64_t first, int64_t last) {
-    for (int64_t share = first; share < last; ++share) {
-      float* sums = data<float>(parts) + share * each;
-      const int64_t begin = rows * share / shares, end = rows * (share + 1) / shares;
-      if (begin == end) std::fill_n(sums, each, 0.0f);
-      for (int64_t row = begin; row < end; row += kMlpRows) {
-        network.backward(
-            data<float>(dy), saved, row, static_cast<int>(std::min<int64_t>(kMlpRows, end - row)), one, two,
-            row > begin, sums, sums + at_b1, sums + at_w2, sums + at_b2, want_x ? data<float>(dx) : nullptr,
-            want_x2 ? data<float>(dx2) : nullptr, Arena::of_this_thread());
+  with_network(x, [&](auto s) {
+    using S = decltype(s);
+    const Mlp<S> network(sizes, p, seed);
+    Arena weights;
+    const auto one = turned<S>(w1, weights), two = turned<S>(w2, weights);
+    const MlpRows<S> saved{data<S>(x), maybe_data<S>(x2), data<S>(hidden), data<S>(y)};
+    torch::stable::parallel_for(0, shares, 1, [&](int64_t first, int64_t last) {
+      for (int64_t share = first; share < last; ++share) {
+        float* sums = data<float>(parts) + share * each;
+        const int64_t begin = rows * share / shares, end = rows * (share + 1) / shares;
+        if (begin == end) std::fill_n(sums, each, 0.0f);
+        for (int64_t row = begin; row < end; row += kMlpRows) {
+          network.backward(
+              data<S>(dy), saved, row, static_cast<int>(std::min<int64_t>(kMlpRows, end - row)), one, two, row > begin,
+              {sums, sums + at_b1, sums + at_w2, sums + at_b2}, want_x ? data<S>(dx) : nullptr,
+              want_x2 ? data<S>(dx2) : nullptr, Arena::of_this_thread());
+        }
       }
-    }
+    });
   });
   const Tensor dw1 = floats({h, in}), db1 = floats({h}), dw2 = floats({out, h}), db2 = floats({out});
   auto add_up = [&](const Tensor& to, int64_t at) {

@@ -26,7 +26,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """relu(h W2ᵀ + b2), h = dropout(relu(dropout([x, x2]) W1ᵀ + b1)): (rows, out), and h where it is to be saved.
 
-    float32 or bfloat16, all alike; x (rows, d), x2 (rows, d2) or None, w1 (hidden, d + d2), w2 (out, hidden).
+    x (rows, d), x2 (rows, d2) or None: float32 or bfloat16, and so are the results. w1 (hidden, d + d2), w2 (out,
+    hidden): the same, or float32, rounded as they are read.
     """
     return torch.ops.coalign_native.mlp.default(x, x2, w1, b1.float(), w2, b2.float(), p, seed, save)
 
@@ -44,5 +45,5 @@ def backward(
     want_x: bool,
     want_x2: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, x2 (empty where they are not wanted), w1, b1, w2, b2. float32 only."""
+    """Gradients of x, x2 (like them; empty where they are not wanted), and of w1, b1, w2, b2, all float32 here."""
     return torch.ops.coalign_native.mlp_backward.default(dy, y, hidden, x, x2, w1, w2, p, seed, want_x, want_x2)
