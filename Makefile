@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WHEEL := .venv-wheel
 WORKERS ?= 2
+MODEL_TESTS := tests/test_frozen.py tests/test_mlp.py tests/test_dropout.py
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses $(WORKERS)
 DATA ?=
 ARGS ?=
@@ -28,16 +29,16 @@ test-triton: $(VENV)/installed
 
 # processors with AVX-512 pretend to have AVX2 only; for others these are the same tests again
 test-narrow: $(VENV)/installed
-	COALIGN_NATIVE_FLAGS="-mno-avx512f" $(PYTEST) tests/test_operator*.py -k native
+	COALIGN_NATIVE_FLAGS="-mno-avx512f" $(PYTEST) tests/test_operator*.py $(MODEL_TESTS) -k "native or mlp or dropout or sizes"
 
 # the C++ kernels under the address and undefined-behaviour sanitizers; SANITIZE= selects tests
-SANITIZE ?= (native or simulated) and oracle
+SANITIZE ?= (native or simulated) and oracle or native and masked_models or sizes or one_kernel or half_precision or impossible or unknown or what_stays
 sanitize: $(VENV)/installed ## run the C++ kernels' tests under the address and undefined-behaviour sanitizers
 	COALIGN_NATIVE_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so) $$(cc -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -p no:xdist tests/test_operator*.py -k "$(SANITIZE)"
+	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -p no:xdist tests/test_operator*.py $(MODEL_TESTS) -k "$(SANITIZE)"
 
-bench: $(VENV)/installed ## time the operator on this processor against PyTorch (some minutes, on an idle machine)
+bench: $(VENV)/installed ## time the operator against PyTorch (minutes, on an idle machine); ARGS=--model: the whole model
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # with PYTHON and what is installed there: PyTorch, the CUDA toolkit, pytest, hypothesis; no network

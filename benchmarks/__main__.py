@@ -10,11 +10,13 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from . import report, results
+from . import report, results, whole_model
 from .cases import Case, cpu_cases, scaling_cases
 from .measure import Direction, compare, directions
+from .model_cases import CASES as MODEL_CASES
 
 DEFAULT = results.FOLDER / "cpu.jsonl"
+MODEL_DEFAULT = results.FOLDER / "model_cpu.jsonl"
 
 
 def main(
@@ -24,12 +26,22 @@ def main(
     scaling: Annotated[
         bool, typer.Option(help="the cost of a pair, from 1 to 100,000 pairs, on 1 thread and more")
     ] = False,
-    output: Annotated[Path, typer.Option(help="the file of JSON lines that results are added to")] = DEFAULT,
+    model: Annotated[bool, typer.Option(help="the whole model instead of the operator")] = False,
+    profile: Annotated[bool, typer.Option(help="of the whole model: where a training step's time goes")] = False,
+    output: Annotated[Path | None, typer.Option(help="the file of JSON lines that results are added to")] = None,
     show: Annotated[bool, typer.Option("--report", help="measure nothing: print the tables of the file")] = False,
     markdown: Annotated[bool, typer.Option(help="print the table of ratios as the README has it")] = False,
 ) -> None:
-    """Time soft alignment on the CPU against eager PyTorch, torch.compile and two calls of SDPA."""
+    """Time soft alignment on the CPU against eager PyTorch, torch.compile and two calls of SDPA; or the whole model
+    against d2l's own."""
     console = Console() if Console().is_terminal else Console(width=120)
+    if profile:
+        print(whole_model.profile(threads), whole_model.profile(threads, autocast=True), sep="\n\n")
+        return
+    output = output or (MODEL_DEFAULT if model else DEFAULT)
+    if model:
+        _main_model(console, only, rounds, threads, output, show)
+        return
     if markdown:
         print(report.markdown(report.ratios(results.read(output))))
         return
@@ -53,6 +65,25 @@ def main(
                     results.append(output, found)  # at once: what is measured is not lost when something stops
                     lines += found
     console.print(report.scaling(lines) if scaling else report.table(report.ratios(lines)))
+    console.print(f"added to {output}: {results.device()}, {threads} threads, PyTorch {torch.__version__}")
+
+
+def _main_model(console: Console, only: str, rounds: int, threads: int, output: Path, show: bool) -> None:
+    if show:
+        console.print(whole_model.table(results.read(output)))
+        return
+    cases = [case for case in MODEL_CASES if only in case]
+    if not cases:
+        raise typer.BadParameter(f"no case's name holds {only!r}", param_hint="--only")
+    lines = []
+    with Progress(console=console) as progress:
+        task = progress.add_task("", total=len(cases) * rounds)
+        for case in cases:
+            progress.update(task, description=case)
+            found = whole_model.run(case, rounds, threads, lambda: progress.advance(task))
+            results.append(output, found)
+            lines += found
+    console.print(whole_model.table(lines))
     console.print(f"added to {output}: {results.device()}, {threads} threads, PyTorch {torch.__version__}")
 
 

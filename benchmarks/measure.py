@@ -71,7 +71,15 @@ def compare(
     }
     for name in calls:
         check(case, name, found[name], inputs[0])
-        for call in calls[name]:
+    return take_turns(calls, rounds, step)
+
+
+def take_turns(
+    calls: dict[str, list[Callable[[], object]]], rounds: int, step: Callable[[], None] = lambda: None
+) -> list[Timing]:
+    """Time contenders, each ready to be called on the same number of inputs, in turns."""
+    for of in calls.values():
+        for call in of:
             call()
     bursts = {name: _burst(of) for name, of in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -81,7 +89,7 @@ def compare(
             count, of = bursts[name], calls[name]
             start = time.perf_counter()
             for k in range(count):
-                of[(at + k) % sets]()
+                of[(at + k) % len(of)]()
             seconds[name].append((time.perf_counter() - start) / count)
         step()
     return [

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import torch
 
-SOURCES = ("cpu/ops.cpp",)
+SOURCES = ("cpu/ops.cpp", "cpu/frozen.cpp", "cpu/mlp.cpp")
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # torch 2.11: later versions keep its ABI
 _NINJA = """\
