@@ -33,7 +33,8 @@ def unsupported(problem: Problem) -> list[str]:
 def forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
     from .launch import Target, plan_forward
 
-    launches, found = plan_forward(a, b, bias, scale, Target(tf32_allowed(), _shared_memory(a.f.device)))
+    target = Target(tf32_allowed(), _shared_memory(a.f.device), architecture(a.f.device))
+    launches, found = plan_forward(a, b, bias, scale, target)
     with _on_device(a.f):
         for launch in launches:
             launch.run()
@@ -45,7 +46,7 @@ def backward(
 ) -> OperandGrads:
     from .launch import Target, plan_backward
 
-    target = Target(tf32_allowed(), _shared_memory(a.f.device))
+    target = Target(tf32_allowed(), _shared_memory(a.f.device), architecture(a.f.device))
     launches, found = plan_backward(a, b, bias, scale, saved, grads, bias_grad, target)
     with _on_device(a.f):
         for launch in launches:
@@ -56,6 +57,16 @@ def backward(
 def tf32_allowed() -> bool:
     """Whether torch's own switch lets float32 products use TF32 tensor cores; IEEE float32 otherwise."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+@cache
+def architecture(device: torch.device) -> str:
+    """The name of its instructions: sm_90, gfx942; "" for the interpreter."""
+    if device.type != "cuda":
+        return ""
+    if torch.version.hip is not None:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
 @cache
