@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses $(WORKERS
 DATA ?=
 ARGS ?=
 
-.PHONY: help demo test test-python test-triton test-narrow sanitize gpu-check bench lint clean
+.PHONY: help demo test test-python test-triton test-narrow sanitize bench gpu-check gpu-bench gpu-tune lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -40,6 +40,18 @@ sanitize: $(VENV)/installed ## run the C++ kernels' tests under the address and 
 
 bench: $(VENV)/installed ## time the operator against PyTorch (minutes, on an idle machine); ARGS=--model: the whole model
 	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks --report
+
+# on a machine with a GPU and no network, in the Python that is there; what is done already is not done again
+GPU_SECONDS ?= 440
+gpu-bench: ## time the operator on this machine's GPU, most important cases first; GPU_SECONDS=440 is the limit
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PYTHON) -m benchmarks --suite gpu --resume --seconds $(GPU_SECONDS) $(ARGS)
+	$(PYTHON) -m benchmarks --report
+
+gpu-tune: ## try the kernels' tile choices on this machine's GPU; GPU_SECONDS=440 is the limit
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PYTHON) -m benchmarks.tune --seconds $(GPU_SECONDS)
 
 # with PYTHON and what is installed there: PyTorch, the CUDA toolkit, pytest, hypothesis; no network
 gpu-check: ## build the CUDA kernels and run all that needs a GPU, on a machine that has one

@@ -7,7 +7,7 @@ step is zero_grad, forward with dropout 0.2, cross entropy, backward and PyTorch
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -41,13 +41,11 @@ def run(
             "case": case,
             "size": f"{CASES[case]} pairs of {tokens:.1f} tokens",
             "contender": timing.contender,
-            "p20": timing.p20,
-            "p50": timing.p50,
-            "p80": timing.p80,
-            "rounds": timing.rounds,
+            **{f"p{round(100 * q)}": timing.quantile(q) for q in (0.2, 0.5, 0.8)},
+            "samples": [float(f"{t:.4g}") for t in timing.samples],
             "memory": timing.memory,
             "threads": threads,
-            **results.environment(),
+            **results.environment("cpu"),
         }
         for timing in measure.take_turns(calls, rounds, step)
     ]
@@ -92,18 +90,33 @@ def _training(contender: Contender, batches: list[Batch]) -> list[Callable[[], o
     return [lambda batch=batch: call(batch) for batch in batches]
 
 
+HEADINGS = ("case", "model", "time", "pairs/s", f"× {BASELINE}", "× longest", "× compile", "target")
+
+
 def table(lines: list[dict[str, Any]]) -> Table:
     """Each contender's ratio to the three peers; the latest result of a kind counts."""
+    made = Table(*HEADINGS)
+    for row in _rows(lines):
+        made.add_row(*row)
+    return made
+
+
+def markdown(lines: list[dict[str, Any]]) -> str:
+    """The table for the README, without targets."""
+    rows = [HEADINGS, ("---",) * len(HEADINGS), *_rows(lines)]
+    return "\n".join("| " + " | ".join(row[:-1]) + " |" for row in rows)
+
+
+def _rows(lines: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     latest: dict[str, dict[str, dict[str, Any]]] = {}
     for line in lines:
         latest.setdefault(line["case"], {})[line["contender"]] = line
-    made = Table("case", "model", "time", "pairs/s", f"× {BASELINE}", "× longest", "× compile", "target")
     for case, of in latest.items():
         for name, line in of.items():
             ratios = {peer: of[peer]["p50"] / line["p50"] for peer in list(of)[:3] if peer in of}
             target = TARGETS.get((case, name))
             ratio = ratios.get(BASELINE, float("nan"))
-            made.add_row(
+            yield (
                 case,
                 name,
                 time(line["p50"]),
@@ -112,7 +125,6 @@ def table(lines: list[dict[str, Any]]) -> Table:
                 *(f"{ratios[p]:.2f}" if p in ratios else "" for p in ("d2l, padded to the longest", COMPILED)),
                 "" if target is None else f"{target:g} {'met' if ratio >= target else 'missed'}",
             )
-    return made
 
 
 COMPILED = "torch.compile, padded to 50"

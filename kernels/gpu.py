@@ -18,6 +18,16 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 
 @cache
+def architecture(device: torch.device) -> str:
+    """The name of its instructions: sm_90, gfx942; "" of what is no GPU."""
+    if device.type != "cuda":
+        return ""
+    if torch.version.hip is not None:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    return "sm_{}{}".format(*capability(device))
+
+
+@cache
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that one block may use."""
     properties = torch.cuda.get_device_properties(device)

@@ -34,7 +34,8 @@ def unsupported(problem: Problem) -> list[str]:
 def forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
     from .launch import Target, plan_forward
 
-    launches, found = plan_forward(a, b, bias, scale, Target(gpu.tf32_allowed(), _shared_memory(a.f.device)))
+    target = Target(gpu.tf32_allowed(), _shared_memory(a.f.device), gpu.architecture(a.f.device))
+    launches, found = plan_forward(a, b, bias, scale, target)
     with _on_device(a.f):
         for launch in launches:
             launch.run()
@@ -46,7 +47,7 @@ def backward(
 ) -> OperandGrads:
     from .launch import Target, plan_backward
 
-    target = Target(gpu.tf32_allowed(), _shared_memory(a.f.device))
+    target = Target(gpu.tf32_allowed(), _shared_memory(a.f.device), gpu.architecture(a.f.device))
     launches, found = plan_backward(a, b, bias, scale, saved, grads, bias_grad, target)
     with _on_device(a.f):
         for launch in launches:

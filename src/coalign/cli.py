@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -221,6 +223,19 @@ def kernels(
     except ValueError as error:
         _fail(str(error))
     raise typer.Exit(0 if clean else 1)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def bench(context: typer.Context) -> None:
+    """Time soft alignment against PyTorch on this machine, or show stored results; --help lists the options."""
+    home = Path(__file__).parents[2]
+    if not (home / "benchmarks" / "__main__.py").exists():
+        _fail("the benchmarks are in the repository, not in the package: clone it and pip install -e .")
+    done = subprocess.run([sys.executable, "-m", "benchmarks", *context.args], cwd=home, check=False)
+    raise typer.Exit(done.returncode)
 
 
 def _read(data: Path | None, limit: int | None) -> list[Pair]:
