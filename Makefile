@@ -40,7 +40,7 @@ sanitize: $(VENV)/installed ## run the C++ kernels' tests under the address and 
 
 bench: $(VENV)/installed ## time the operator against PyTorch (minutes, on an idle machine); ARGS=--model: the whole model
 	$(BIN)/python -m benchmarks $(ARGS)
-	$(BIN)/python -m benchmarks --report
+	$(BIN)/python -m benchmarks --report $(filter --model,$(ARGS))
 
 # on a machine with a GPU and no network, in the Python that is there; what is done already is not done again
 GPU_SECONDS ?= 440

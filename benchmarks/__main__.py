@@ -50,6 +50,8 @@ def main(
     if suite not in SUITES:
         raise typer.BadParameter(f"{suite!r} is none of {', '.join(SUITES)}", param_hint="--suite")
     path = output or results.file_of("cpu" if model else kind, "model" if model else "operator")
+    if (show or markdown) and not path.exists():
+        raise typer.BadParameter(f"there are no results in {path} yet", param_hint="--report")
     if profile:
         print(whole_model.profile(threads), whole_model.profile(threads, autocast=True), sep="\n\n")
     elif model and markdown:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ def _case(device: Device, case: Case, direction: Direction) -> dict[str, Any]:
     kernels = [compile_case(Compilation(of.kernel.__name__, arithmetic, of), architecture) for of in launches]
     done = work(case, direction)
     occupancy = min(k.occupancy for k in kernels)
-    warps = case.pairs * kernels[0].case.launch.choice.num_warps
+    warps = max(prod(of.grid) * of.choice.num_warps for of in launches)
     filled = min(1.0, warps / (device.multiprocessors * architecture.warps * occupancy))
     rate = device.rates[arithmetic] * MATRIX_SHARE[arithmetic] * min(1.0, occupancy * 4) * filled
     busy = max(done.bytes / device.bandwidth, done.operations / rate)

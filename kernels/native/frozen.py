@@ -16,7 +16,7 @@ def unsupported(table: Tensor) -> list[str]:
         return [f"the C++ kernels are for CPU tensors, not {table.device.type!r}"]
     if table.dtype not in (torch.float32, torch.bfloat16):
         return [f"frozen models run in C++ in float32 and bfloat16, not {table.dtype}"]
-    reason = build.reason()
+    reason = build.extension.reason()
     return [] if reason is None else [reason]
 
 

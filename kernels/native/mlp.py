@@ -12,12 +12,13 @@ FIRST, SECOND = 1, 2  # the network's dropouts, as `layer` of `dropout`
 
 def available() -> bool:
     """Whether the C++ extension is there; the first call builds it."""
-    return build.reason() is None
+    return build.extension.reason() is None
 
 
 def dropout(x: Tensor, p: float, seed: int, layer: int = 0) -> Tensor:
     """x / (1 - p) where a number stays, 0 elsewhere; which stay follows from seed, layer and place."""
-    build.library()
+    if reason := build.extension.reason():
+        raise build.BuildError(reason)
     return torch.ops.coalign_native.dropout.default(x, p, seed, layer)
 
 
