@@ -84,7 +84,7 @@ def _roofline(axes: Any, lines: Iterable[dict[str, Any]]) -> None:
     kinds = sorted({line["size"].rsplit(", ", 1)[1] for line in latest.values()})
     for place, dtype in enumerate(kinds):
         of = [line for line in latest.values() if line["size"].endswith(dtype)]
-        bandwidth, rate = of[-1]["bandwidth"], of[-1]["rate"]
+        bandwidth, rate = (max(line[name] for line in of) for name in ("bandwidth", "rate"))
         low, high = 0.25, max(line["operations"] / line["bytes"] for line in of) * 2
         knee = rate / bandwidth
         axes.plot(
