@@ -7,9 +7,11 @@ from collections.abc import Sized
 import torch
 from torch import Tensor, nn
 
+from . import plain
 from .aggregate import Aggregate
 from .attend import Attend
 from .compare import Compare
+from .masks import as_mask
 from .pair_batch import PairBatch
 
 Pair = tuple[Tensor | None, Tensor | None]
@@ -21,9 +23,11 @@ class DecomposableAttention(nn.Module):
     Args:
         vocab: anything with a length, the number of token ids. embed_size: width of a word's vector.
         num_hiddens: width of f, g and h.
-        num_inputs_attend, num_inputs_compare, num_inputs_agg: must be embed_size, 2 embed_size and
-            2 num_hiddens; they are arguments because they are d2l's. `from_sizes` does without.
+        num_inputs_attend, num_inputs_compare, num_inputs_agg: must be embed_size (or projection_size), twice that,
+            and 2 num_hiddens; they are arguments because they are d2l's. `from_sizes` does without.
         num_classes: number of class scores.
+        projection_size: the width to which words' vectors are first projected, linearly and without a bias (Parikh
+            et al. 2016, section 4). None, d2l's behaviour: they are taken as they are.
         padding_idx: the token id that stands for padding. Given, it is masked in attention and sums wherever
             a call brings no masks or lengths of its own, and its vector is never trained (torch's
             padding_idx; a loaded state dict keeps its value). None, d2l's behaviour: nothing is masked.
@@ -44,14 +48,18 @@ class DecomposableAttention(nn.Module):
         num_inputs_agg: int = 400,
         *,
         num_classes: int = 3,
+        projection_size: int | None = None,
         padding_idx: int | None = None,
         dropout: float = 0.2,
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        width, width_name = (
+            (embed_size, "embed_size") if projection_size is None else (projection_size, "projection_size")
+        )
         for name, given, expected, meaning in (
-            ("num_inputs_attend", num_inputs_attend, embed_size, "embed_size"),
-            ("num_inputs_compare", num_inputs_compare, 2 * embed_size, "2 * embed_size"),
+            ("num_inputs_attend", num_inputs_attend, width, width_name),
+            ("num_inputs_compare", num_inputs_compare, 2 * width, f"2 * {width_name}"),
             ("num_inputs_agg", num_inputs_agg, 2 * num_hiddens, "2 * num_hiddens"),
         ):
             if given != expected:
@@ -59,6 +67,7 @@ class DecomposableAttention(nn.Module):
         if padding_idx is not None and not 0 <= padding_idx < len(vocab):
             raise ValueError(f"padding_idx must lie between 0 and {len(vocab) - 1}, not {padding_idx}")
         self.embedding = nn.Embedding(len(vocab), embed_size, padding_idx=padding_idx)
+        self.projection = None if projection_size is None else nn.Linear(embed_size, projection_size, bias=False)
         self.attend = Attend(num_inputs_attend, num_hiddens, dropout=dropout, backend=backend)
         self.compare = Compare(num_inputs_compare, num_hiddens, dropout=dropout)
         self.aggregate = Aggregate(num_inputs_agg, num_hiddens, num_classes, dropout=dropout)
@@ -71,6 +80,7 @@ class DecomposableAttention(nn.Module):
         num_hiddens: int = 200,
         *,
         num_classes: int = 3,
+        projection_size: int | None = None,
         padding_idx: int | None = None,
         dropout: float = 0.2,
         backend: str | None = None,
@@ -80,10 +90,11 @@ class DecomposableAttention(nn.Module):
             range(vocab_size),
             embed_size,
             num_hiddens,
-            num_inputs_attend=embed_size,
-            num_inputs_compare=2 * embed_size,
+            num_inputs_attend=projection_size or embed_size,
+            num_inputs_compare=2 * (projection_size or embed_size),
             num_inputs_agg=2 * num_hiddens,
             num_classes=num_classes,
+            projection_size=projection_size,
             padding_idx=padding_idx,
             dropout=dropout,
             backend=backend,
@@ -132,7 +143,8 @@ class DecomposableAttention(nn.Module):
         self._check_ids("premises", X.ids_a, ndim=1)
         self._check_ids("hypotheses", X.ids_b, ndim=1)
         # one look-up for both sides: its gradient is as large as the vocabulary, and so not made twice and added
-        A, B = self.embedding(torch.cat([X.ids_a, X.ids_b])).split([X.ids_a.shape[0], X.ids_b.shape[0]])
+        words = self._vectors(torch.cat([X.ids_a, X.ids_b]), None)
+        A, B = words.split([X.ids_a.shape[0], X.ids_b.shape[0]])
         beta, alpha = self.attend(
             A,
             B,
@@ -173,7 +185,16 @@ class DecomposableAttention(nn.Module):
             masks = (premises != padding_idx, hypotheses != padding_idx)
         (mask_a, mask_b), (lengths_a, lengths_b) = masks or (None, None), lengths or (None, None)
         extents = {"mask_a": mask_a, "mask_b": mask_b, "lengths_a": lengths_a, "lengths_b": lengths_b}
-        return self.embedding(premises), self.embedding(hypotheses), extents
+        A, B = (
+            self._vectors(ids, None if self.projection is None else as_mask(side, ids.unsqueeze(-1), mask, length))
+            for side, ids, mask, length in (("a", premises, mask_a, lengths_a), ("b", hypotheses, mask_b, lengths_b))
+        )
+        return A, B, extents
+
+    def _vectors(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """The words' vectors, projected where the model does; mask keeps padding's out of the projection's gradient."""
+        vectors = self.embedding(ids)
+        return vectors if self.projection is None else self.projection(plain.keep(vectors, mask))
 
     def _check_ids(self, name: str, ids: object, ndim: int = 2) -> None:
         if not isinstance(ids, Tensor):
