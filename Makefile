@@ -49,5 +49,5 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(WHEEL) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(WHEEL) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, overload
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from . import dispatch, ops
 from .problem import Alignment, Problem, Side
 
+_OPERANDS = ("f_a", "f_b", "a", "b")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -175,6 +177,7 @@ def explain(
         A table as text, a line a backend; where an operand requires grad, a second one for the backward pass.
     """
     a_side, b_side, bias = _padded(f_a, f_b, a, b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
+    a_side, b_side, bias = _fold(a_side), _fold(b_side), _fold_bias(bias, f_a)
     passes = (False, True) if any(t.requires_grad for t in (f_a, f_b, a, b)) else (False,)
     return "\n".join(dispatch.explain(Problem.of(a_side, b_side, bias, backward), backend) for backward in passes)
 
@@ -204,33 +207,35 @@ def _padded(
 
 def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The four operands checked, and cast where autocast says so."""
-    for name, t in (("f_a", f_a), ("f_b", f_b), ("a", a), ("b", b)):
+    operands: tuple[Tensor, ...] = (f_a, f_b, a, b)
+    for name, t in zip(_OPERANDS, operands, strict=True):
         _check_tensor(name, t, f_a)
-    f_a, f_b, a, b = _autocast(f_a, f_b, a, b)
-    for name, t in (("f_a", f_a), ("f_b", f_b), ("a", a), ("b", b)):
+    if torch.is_autocast_enabled(f_a.device.type):
+        operands = _autocast(operands)
+    f_a, f_b, a, b = operands
+    dtype, shapes = f_a.dtype, [tuple(t.shape) for t in operands]
+    for name, t, shape in zip(_OPERANDS, operands, shapes, strict=True):
         if t.dtype not in DTYPES:
             raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, not {t.dtype}")
-        if t.dtype != f_a.dtype:
-            raise TypeError(f"{name} must be {f_a.dtype}, like f_a, not {t.dtype}; cast them alike")
-        if packed and t.ndim != 2:
-            raise ValueError(f"{name} must be (total, width) when packed, not {tuple(t.shape)}")
-        if t.ndim < 2:
-            raise ValueError(f"{name} must be (*batch, length, width), not {tuple(t.shape)}")
-        if t.shape[-1] < 1:
-            raise ValueError(f"{name} must be at least 1 wide, but its shape is {tuple(t.shape)}")
-    if f_a.shape[-1] != f_b.shape[-1]:
-        raise ValueError(
-            f"f_a and f_b must be equally wide to be multiplied; they are {tuple(f_a.shape)} and {tuple(f_b.shape)}"
-        )
-    for values, x, features, f in (("a", a, "f_a", f_a), ("b", b, "f_b", f_b)):
-        if x.shape[:-1] != f.shape[:-1]:
+        if t.dtype != dtype:
+            raise TypeError(f"{name} must be {dtype}, like f_a, not {t.dtype}; cast them alike")
+        if packed and len(shape) != 2:
+            raise ValueError(f"{name} must be (total, width) when packed, not {shape}")
+        if len(shape) < 2:
+            raise ValueError(f"{name} must be (*batch, length, width), not {shape}")
+        if shape[-1] < 1:
+            raise ValueError(f"{name} must be at least 1 wide, but its shape is {shape}")
+    of_f_a, of_f_b, of_a, of_b = shapes
+    if of_f_a[-1] != of_f_b[-1]:
+        raise ValueError(f"f_a and f_b must be equally wide to be multiplied; they are {of_f_a} and {of_f_b}")
+    for values, x, features, f in (("a", of_a, "f_a", of_f_a), ("b", of_b, "f_b", of_f_b)):
+        if x[:-1] != f[:-1]:
             raise ValueError(
-                f"{values} must have {features}'s shape but for the last dimension; "
-                f"they are {tuple(x.shape)} and {tuple(f.shape)}"
+                f"{values} must have {features}'s shape but for the last dimension; they are {x} and {f}"
             )
-    if f_a.shape[:-2] != f_b.shape[:-2]:
+    if of_f_a[:-2] != of_f_b[:-2]:
         raise ValueError(
-            f"f_a and f_b must have the same batch dimensions; they are {tuple(f_a.shape)} and {tuple(f_b.shape)}"
+            f"f_a and f_b must have the same batch dimensions; they are {of_f_a} and {of_f_b}"
         )
     return f_a, f_b, a, b
 
@@ -239,7 +244,7 @@ def _check_tensor(name: str, value: object, like: Tensor) -> None:
     """like: f_a, which is checked first."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")
-    if value.layout != torch.strided:
+    if value.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor, not {value.layout}")
     if value.device != like.device:
         raise TypeError(f"{name} must be on {like.device}, like f_a, not on {value.device}")
@@ -248,7 +253,7 @@ def _check_tensor(name: str, value: object, like: Tensor) -> None:
 def _check_scale(scale: float) -> None:
     if isinstance(scale, Tensor) or not isinstance(scale, (int, float)):
         raise TypeError(f"scale must be a number, not {type(scale).__name__}")
-    if not -float("inf") < scale < float("inf"):
+    if not math.isfinite(scale):
         raise ValueError(f"scale must be finite, not {scale}")
 
 
@@ -280,12 +285,9 @@ def _expand(name: str, t: Tensor, shape: tuple[int, ...], meaning: str) -> Tenso
     return t.expand(shape)
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _autocast(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The operands as autocast would have them: float64 is left alone, as torch's own attention leaves it."""
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return tensors
-    dtype = torch.get_autocast_dtype(kind)
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
 
 

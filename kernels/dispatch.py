@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from functools import cache
 from typing import Protocol
 
 from torch import Tensor
@@ -48,6 +49,7 @@ class BackendUnavailable(RuntimeError):
     """The backend that was asked for by name can't serve this call; the message says why."""
 
 
+@cache
 def backend(name: str) -> Backend:
     """The backend module of that name, imported when first asked for."""
     return importlib.import_module(f".{name}", __package__)

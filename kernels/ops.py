@@ -42,16 +42,50 @@ def align(a: Side, b: Side, bias: Tensor | None = None, scale: float = 1.0, back
     Sides are 3-d or 4-d when padded and 2-d when packed; bias is None or broadcasts to (*batch, m, n).
     """
     operands = (a.f, b.f, a.x, b.x, a.extent, b.extent, bias, a.length, b.length, scale, backend)
-    tensors = (a.f, b.f, a.x, b.x) if bias is None else (a.f, b.f, a.x, b.x, bias)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    if torch.is_grad_enabled() and (
+        a.f.requires_grad
+        or b.f.requires_grad
+        or a.x.requires_grad
+        or b.x.requires_grad
+        or (bias is not None and bias.requires_grad)
+    ):
         return Alignment(*_SoftAlign.apply(*operands))
-    return Alignment(*torch.ops.coalign.soft_align.default(*_expanded(operands)))
+    return Alignment(*_forward(*_expanded(operands)))
+
+
+def _forward(*operands: Any) -> tuple[Tensor, ...]:
+    return (_soft_align if _unobserved(operands) else torch.ops.coalign.soft_align.default)(*operands)
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    return (_soft_align_backward if _unobserved(arguments) else torch.ops.coalign.soft_align_backward.default)(
+        *arguments
+    )
+
+
+# Absent from some future PyTorch, they leave every call to the operator, which is always right.
+_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+_transforms = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: True)
+
+
+def _unobserved(arguments: tuple[Any, ...]) -> bool:
+    """Whether nothing looks at operators (a tracer, a dispatch mode, a function transform, a tensor subclass), so
+    that what the operator would do can be done without the operator: a fifth of a small call's time on the CPU."""
+    return (
+        not torch.compiler.is_compiling()
+        and _modes() == 0
+        and _transforms() is None
+        and _PLAIN.issuperset(map(type, arguments))
+    )
+
+
+_PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None), int, float, bool, str})
 
 
 class _SoftAlign(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *operands: Any) -> tuple[Tensor, ...]:
-        outputs = torch.ops.coalign.soft_align.default(*_expanded(operands))
+        outputs = _forward(*_expanded(operands))
         ctx.save_for_backward(*operands[:7], *outputs)
         ctx.rest = operands[7:]
         ctx.set_materialize_grads(False)
@@ -59,8 +93,8 @@ class _SoftAlign(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        operands = (*ctx.saved_tensors[:7], *ctx.rest)
-        outputs = ctx.saved_tensors[7:]
+        saved = ctx.saved_tensors
+        operands, outputs = (*saved[:7], *ctx.rest), saved[7:]
         if all(g is None for g in grads):
             return (None,) * len(operands)
         dbeta, dalpha, dlse_a, dlse_b = grads
@@ -70,12 +104,10 @@ class _SoftAlign(torch.autograd.Function):
             return _differentiable_backward(operands, (dbeta, dalpha, dlse_a, dlse_b), ctx.needs_input_grad)
         bias = operands[6]
         bias_grad = bias is not None and ctx.needs_input_grad[6]
-        df_a, df_b, da, db, dbias = torch.ops.coalign.soft_align_backward.default(
-            *_expanded(operands), *outputs, dbeta, dalpha, dlse_a, dlse_b, bias_grad
-        )
+        df_a, df_b, da, db, dbias = _backward(*_expanded(operands), *outputs, dbeta, dalpha, dlse_a, dlse_b, bias_grad)
         # summed over what was broadcast before it is rounded to the bias' own dtype
-        dbias = dbias.sum_to_size(bias.shape).to(bias.dtype) if bias_grad else None
-        return df_a, df_b, da, db, None, None, dbias, None, None, None, None
+        summed = dbias.sum_to_size(bias.shape).to(bias.dtype) if bias_grad else None
+        return df_a, df_b, da, db, None, None, summed, None, None, None, None
 
 
 def _expanded(operands: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -177,25 +209,25 @@ def _check_extents(a: Side, b: Side) -> None:
         extent = side.extent
         if extent is None or side.kind == "mask" or extent.device.type != "cpu" or extent.numel() == 0:
             continue
+        values = extent.numpy()  # torch's own reductions cost several times as much at these sizes
         if side.kind == "lengths":
-            least, most = (int(v) for v in extent.aminmax())
+            least, most = int(values.min()), int(values.max())
             if least < 0 or most > side.length:
                 raise ValueError(
                     f"lengths_{letter} must lie between 0 and {side.length}, the rows of f_{letter}; "
                     f"found {least if least < 0 else most}"
                 )
             continue
-        lengths = extent.diff()
-        total = side.f.shape[0]
-        if int(extent[0]) != 0 or int(extent[-1]) != total or (lengths < 0).any():
+        steps, total = values[1:] - values[:-1], side.f.shape[0]
+        least, most = (int(steps.min()), int(steps.max())) if steps.size else (0, 0)
+        if values[0] != 0 or values[-1] != total or least < 0:
             raise ValueError(
                 f"offsets_{letter} must start at 0, never fall, and end at {total}, the rows of f_{letter}; "
-                f"found a start of {int(extent[0])}, an end of {int(extent[-1])} and a smallest step of "
-                f"{int(lengths.min()) if lengths.numel() else 0}"
+                f"found a start of {values[0]}, an end of {values[-1]} and a smallest step of {least}"
             )
-        if lengths.numel() and int(lengths.max()) > side.length:
+        if most > side.length:
             raise ValueError(
-                f"max_length_{letter} is {side.length}, but the longest pair has {int(lengths.max())} rows; "
+                f"max_length_{letter} is {side.length}, but the longest pair has {most} rows; "
                 "give the longest length or more"
             )
 

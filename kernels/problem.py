@@ -6,7 +6,6 @@ the public functions speaks of two `Side`s, never of eight loose tensors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -40,7 +39,7 @@ class Side(NamedTuple):
 
     @property
     def pairs(self) -> int:
-        if self.kind == "offsets":
+        if self.f.ndim == 2:
             assert self.extent is not None
             return self.extent.shape[0] - 1
         return self.f.shape[:-2].numel()
@@ -74,8 +73,7 @@ class OperandGrads(NamedTuple):
     bias: Tensor | None
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """A call without its data: all that dispatch and `unsupported` look at."""
 
     device: torch.device
@@ -93,19 +91,20 @@ class Problem:
 
     @classmethod
     def of(cls, a: Side, b: Side, bias: Tensor | None, backward: bool = False) -> Problem:
+        f = a.f
         return cls(
-            device=a.f.device,
-            dtype=a.f.dtype,
-            pairs=a.pairs,
-            length_a=a.length,
-            length_b=b.length,
-            width=a.f.shape[-1],
-            width_a=a.x.shape[-1],
-            width_b=b.x.shape[-1],
-            extent_a=a.kind,
-            extent_b=b.kind,
-            bias=bias is not None,
-            backward=backward,
+            f.device,
+            f.dtype,
+            a.pairs,
+            a.length,
+            b.length,
+            f.shape[-1],
+            a.x.shape[-1],
+            b.x.shape[-1],
+            a.kind,
+            b.kind,
+            bias is not None,
+            backward,
         )
 
     @property

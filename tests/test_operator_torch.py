@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from coalign import soft_align, soft_align_packed
 from coalign.testing import BUDGET, Case, Operands, error
@@ -144,3 +145,24 @@ def check_same(module: nn.Module, other, inputs: list[Tensor]) -> None:
         results.append((*outputs, *torch.autograd.grad(loss, list(module.parameters()))))
     for one, two in zip(*results, strict=True):
         assert error(two, one.detach().double().cpu()) <= BUDGET[torch.float32]
+
+
+def test_dispatch_modes_see_the_operator(backend):
+    """A plain call does without the operator; whoever watches operators, forward and backward, must not notice."""
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    made = [torch.randn(2, rows, w, device=backend.device) for rows, w in ((5, 8), (4, 8), (5, 3), (4, 6))]
+    inputs = [t.requires_grad_() for t in made]
+    plain = soft_align(*inputs, backend=backend.name)
+    with Watch():
+        watched = soft_align(*inputs, backend=backend.name)
+        torch.autograd.grad(watched, inputs, [torch.ones_like(t) for t in watched])
+    assert torch.ops.coalign.soft_align.default in seen
+    assert torch.ops.coalign.soft_align_backward.default in seen
+    for a, b in zip(plain, watched, strict=True):
+        assert torch.equal(a, b)

@@ -7,26 +7,35 @@
 // backward, where two one-directional passes need four and ten. A pair of up to 64 x 64 tokens is a single block.
 // Longer ones keep a running softmax for the rows *and* for the columns, whose weighted sums are rescaled when
 // their maximum rises. The rows are lists of pointers to tokens, so padding, wherever it lies, costs nothing.
-// One thread owns a pair: the result does not depend on how many there are.
+//
+// One thread does a whole pair. Where there are fewer pairs than threads, a long pair is shared out: some do blocks
+// of rows and what is summed along them, the others columns, and both make e. A row or column is summed in the same
+// order either way, so that the bits do not depend on how many threads there are.
 //
 // Forward: 2 m n (h + d_a + d_b) operations and 2 m n exponentials. Backward: 2 m n (3 h + 2 d_a + 2 d_b).
 #pragma once
 
-#include <cmath>
-
 #include "arena.h"
 #include "products.h"
-#include "storage.h"
+#include "softmax.h"
 
 namespace coalign {
 
-// One side of a pair: so many tokens, their rows of f (h wide) and of x (d wide).
-template <class T>
+// One side's rows of an operand, tokens only. rows: one a token, `elements` long, to contract. terms: one for every
+// kPer<E> tokens, `width` long, to weigh and sum. Either is null where a pass has no use for it.
+template <class E>
+struct Operand {
+  const E* const* rows;
+  const E* const* terms;
+  int width;
+
+  int elements() const { return (width + kPer<E> - 1) / kPer<E>; }
+};
+
+template <class E>
 struct Tokens {
   int count;
-  const T* const* f;
-  const T* const* x;
-  int d;
+  Operand<E> f, x;
 };
 
 // bias[i * row + j * column] for the i-th and j-th row of the pair (padding counted); null where there is none.
@@ -40,170 +49,247 @@ struct Bias {
 
 constexpr int kBlock = 64;
 
-namespace detail {
+// Some tokens of a side: from a block's first to a block's last.
+struct Range {
+  int begin, end;
+};
 
-template <class T>
-constexpr T kNothing = -std::numeric_limits<T>::infinity();
+// What of a pair to do: rows of e and what is summed along them, columns, or both.
+struct Share {
+  bool rows, columns;
+  Range a, b;
+};
+
+// A rectangle of e: rows from i, columns from j; `padded` columns are stored.
+struct Block {
+  int i, rows, j, columns, padded;
+};
+
+namespace detail {
 
 template <class T>
 void scale_row(T* row, int width, T factor) {
   for (int d = 0; d < width; ++d) row[d] *= factor;
 }
 
-// A block of e, its columns padded to whole vectors with -inf.
-template <class T, class B>
-void scores(
-    const Tokens<T>& a, const Tokens<T>& b, int i0, int rows, int j0, int columns, int h, T scale,
-    const Bias<const B>& bias, T* e, int ld) {
-  dots(a.f + i0, rows, b.f + j0, columns, h, scale, e, ld);
-  for (int i = 0; i < rows; ++i) {
-    T* row = e + i * ld;
-    if (bias.data != nullptr) {
-      const B* p = bias.data + bias.index_a[i0 + i] * bias.row;
-      for (int j = 0; j < columns; ++j) row[j] += widen(p[bias.index_b[j0 + j] * bias.column]);
+// Room for products of a block of e, and its numbers as weights of `combine`.
+template <class E>
+class Workshop {
+ public:
+  using T = Sum<E>;
+
+  Workshop(int count_a, int count_b, int widest, Arena& arena, Ahead& ahead)
+      : ld_(round_up(std::min(count_b, kBlock), lanes<T> * kPer<E>)),
+        transposes_(count_a >= kBlock / 2 && count_b >= kBlock),
+        turned_(transposes_ ? arena.take<E>(widest * kBlock) : nullptr),
+        turned_rows_(transposes_ ? arena.take<const E*>(widest) : nullptr),
+        made_rows_(arena.take<T*>(kBlock)),
+        weights_(kPer<E> == 1 ? nullptr : arena.take<E>(kBlock / kPer<E> * ld_)),
+        rows_(arena.take<const E*>(kBlock)),
+        arena_(arena),
+        ahead_(ahead) {
+    for (int k = 0; transposes_ && k < widest; ++k) turned_rows_[k] = turned_ + k * kBlock;
+  }
+
+  int ld() const { return ld_; }
+  T* room() const { return arena_.take<T>(kBlock * ld_); }
+
+  Block block(int i, int count_a, int j, int count_b) const {
+    const int columns = std::min(kBlock, count_b - j);
+    return {i, std::min(kBlock, count_a - i), j, columns, round_up(columns, lanes<T> * kPer<E>)};
+  }
+
+  // out = scale x yᵀ. The sums along rows that `dots` needs cost more than turning y where y fills whole vectors.
+  void product(const Operand<E>& x, const Operand<E>& y, const Block& at, T scale, T* out) const {
+    const int width = x.elements();
+    if (!transposes_ || at.columns != kBlock || at.rows < kBlock / 2) {
+      return dots(x.rows + at.i, at.rows, y.rows + at.j, at.columns, width, scale, out, ld_, ahead_);
     }
-    for (int j = columns; j < ld; ++j) row[j] = kNothing<T>;
+    transpose(y.rows + at.j, kBlock, width, turned_, kBlock);
+    for (int i = 0; i < at.rows; ++i) made_rows_[i] = out + i * ld_;
+    combine(x.rows + at.i, 1, turned_rows_, width, kBlock, made_rows_, at.rows, false, ahead_);
+    if (scale != T(1)) scale_row(out, at.rows * ld_, scale);
+  }
+
+  // out[i] (+)= sum over j of p[i][j] y[j], the rows of the block.
+  void along(const T* p, const Operand<E>& y, const Block& at, T* const* out, bool add) const {
+    const E* weights = along_rows(p, at);
+    for (int i = 0; i < at.rows; ++i) rows_[i] = weights + i * ld_ / kPer<E>;
+    const int terms = (at.columns + kPer<E> - 1) / kPer<E>;
+    combine(rows_, 1, y.terms + at.j / kPer<E>, terms, y.width, out + at.i, at.rows, add, ahead_);
+  }
+
+  // out[j] (+)= sum over i of p[i][j] y[i], the columns of the block.
+  void across(const T* p, const Operand<E>& y, const Block& at, T* const* out, bool add) const {
+    const E* weights = across_rows(p, at);
+    for (int j = 0; j < at.columns; ++j) rows_[j] = weights + j;
+    const int terms = (at.rows + kPer<E> - 1) / kPer<E>;
+    combine(rows_, ld_, y.terms + at.i / kPer<E>, terms, y.width, out + at.j, at.columns, add, ahead_);
+  }
+
+ private:
+  const E* along_rows(const T* p, const Block& at) const {
+    if constexpr (kPer<E> == 1) {
+      return p;
+    } else {
+      for (int k = 0; k < at.rows * ld_; k += 2 * lanes<T>) store(weights_ + k / 2, pairs_along(p + k));
+      return weights_;
+    }
+  }
+
+  const E* across_rows(const T* p, const Block& at) const {
+    if constexpr (kPer<E> == 1) {
+      return p;
+    } else {
+      for (int i = 0; i < at.rows; i += 2) {
+        for (int j = 0; j < at.padded; j += lanes<T>) {
+          const T* first = p + i * ld_ + j;
+          const Vec<T> second = i + 1 < at.rows ? load(first + ld_) : Vec<T>{};
+          store(weights_ + i / 2 * ld_ + j, pairs_across(load(first), second));
+        }
+      }
+      return weights_;
+    }
+  }
+
+  int ld_;
+  bool transposes_;
+  E* turned_;
+  const E** turned_rows_;
+  T** made_rows_;
+  E* weights_;
+  const E** rows_;
+  Arena& arena_;
+  Ahead& ahead_;
+};
+
+// A block of e, its columns padded to whole vectors with -inf.
+template <class E, class T, class B>
+void scores(
+    const Workshop<E>& shop, const Tokens<E>& a, const Tokens<E>& b, const Block& at, T scale,
+    const Bias<const B>& bias, T* e) {
+  shop.product(a.f, b.f, at, scale, e);
+  for (int i = 0; i < at.rows; ++i, e += shop.ld()) {
+    if (bias.data != nullptr) {
+      const B* p = bias.data + bias.index_a[at.i + i] * bias.row;
+      for (int j = 0; j < at.columns; ++j) e[j] += widen(p[bias.index_b[at.j + j] * bias.column]);
+    }
+    for (int j = at.columns; j < at.padded; ++j) e[j] = kNothing<T>;
   }
 }
 
-// What a running softmax must subtract: its maximum, but 0 while there is nothing.
 template <class T>
-T shift_of(T peak) {
-  return peak == kNothing<T> ? T(0) : peak;
+Running<T> start_running(int count, Arena& arena) {
+  const int room = round_up(count, kBlock);
+  const Running<T> state{arena.take<T>(room), arena.take<T>(room), arena.take<T>(room)};
+  std::fill_n(state.peak, room, kNothing<T>);
+  std::fill_n(state.total, room, T(0));
+  return state;
 }
 
 }  // namespace detail
 
-// beta, alpha: rows to write, one a token; lse_a, lse_b: one number a token.
-template <class T, class B>
+// beta, alpha: rows to write, one a token; lse_a, lse_b: one number a token, with room for whole vectors.
+template <class E, class B, class T = Sum<E>>
 void align_forward(
-    const Tokens<T>& a, const Tokens<T>& b, int h, T scale, const Bias<const B>& bias, T* const* beta,
-    T* const* alpha, T* lse_a, T* lse_b, Arena& arena) {
+    const Tokens<E>& a, const Tokens<E>& b, const Share& share, T scale, const Bias<const B>& bias, T* const* beta,
+    T* const* alpha, T* lse_a, T* lse_b, Arena& arena, Ahead& ahead) {
   using namespace detail;
-  constexpr int W = lanes<T>;
-  const int ld = round_up(std::min(b.count, kBlock), W);
-  T* e = arena.take<T>(kBlock * ld);
-  T* p = arena.take<T>(kBlock * ld);
-  T* total_a = arena.take<T>(a.count);
-  T* peak_b = arena.take<T>(round_up(b.count, kBlock));
-  T* total_b = arena.take<T>(round_up(b.count, kBlock));
-  T* fade_b = arena.take<T>(kBlock);
-  T* peak_a = lse_a;
-  for (int i = 0; i < a.count; ++i) peak_a[i] = kNothing<T>, total_a[i] = 0;
-  for (int j = 0; j < round_up(b.count, W); ++j) peak_b[j] = kNothing<T>, total_b[j] = 0;
-
-  for (int i0 = 0; i0 < a.count; i0 += kBlock) {
-    const int rows = std::min(kBlock, a.count - i0);
-    for (int j0 = 0; j0 < b.count; j0 += kBlock) {
-      const int columns = std::min(kBlock, b.count - j0), padded = round_up(columns, W);
-      scores(a, b, i0, rows, j0, columns, h, scale, bias, e, ld);
-
-      for (int i = 0; i < rows; ++i) {  // rows: β
-        const T* from = e + i * ld;
-        T* to = p + i * ld;
-        Vec<T> most = load(from);
-        for (int j = W; j < padded; j += W) most = max<T>(most, load(from + j));
-        const T before = peak_a[i0 + i], peak = std::max(before, maximum<T>(most)), shift = shift_of(peak);
-        Vec<T> totals{};
-        for (int j = 0; j < padded; j += W) {
-          const Vec<T> weights = exp<T>(load(from + j) - shift);
-          totals += weights;
-          store(to + j, weights);
-        }
-        const T fade = before == peak ? T(1) : std::exp(before - shift);
-        total_a[i0 + i] = total_a[i0 + i] * fade + sum<T>(totals);
-        peak_a[i0 + i] = peak;
-        if (j0 > 0 && fade != T(1)) scale_row(beta[i0 + i], b.d, fade);
-      }
-      combine(p, ld, 1, b.x + j0, columns, b.d, beta + i0, rows, j0 > 0);
-
-      for (int j = 0; j < padded; j += W) {  // columns: α
-        const Vec<T> before = load(peak_b + j0 + j);
-        Vec<T> peak = before;
-        for (int i = 0; i < rows; ++i) peak = max<T>(peak, load(e + i * ld + j));
-        const Vec<T> shift = peak == kNothing<T> ? Vec<T>{} : peak;
-        Vec<T> totals{};
-        for (int i = 0; i < rows; ++i) {
-          const Vec<T> weights = exp<T>(load(e + i * ld + j) - shift);
-          totals += weights;
-          store(p + i * ld + j, weights);
-        }
-        const Vec<T> fade = exp<T>(before - shift);
-        store(fade_b + j, fade);
-        store(total_b + j0 + j, load(total_b + j0 + j) * fade + totals);
-        store(peak_b + j0 + j, peak);
-      }
-      for (int j = 0; i0 > 0 && j < columns; ++j) {
-        if (fade_b[j] != T(1)) scale_row(alpha[j0 + j], a.d, fade_b[j]);
-      }
-      combine(p, 1, ld, a.x + i0, rows, a.d, alpha + j0, columns, i0 > 0);
-    }
-  }
-  auto finish = [](int count, const T* peak, const T* total, T* const* out, int width, T* lse) {
+  const Workshop<E> shop(a.count, b.count, a.f.elements(), arena, ahead);
+  const Running<T> state_a = start_running<T>(a.count, arena), state_b = start_running<T>(b.count, arena);
+  const bool whole = a.count <= kBlock && b.count <= kBlock;
+  T* e = shop.room();
+  T* p = shop.room();
+  auto fade = [](const T* factor, T* const* rows, int count, int width) {
     for (int i = 0; i < count; ++i) {
-      if (total[i] != T(0)) scale_row(out[i], width, T(1) / total[i]);
-      lse[i] = total[i] == T(0) ? kNothing<T> : peak[i] + std::log(total[i]);
+      if (factor[i] != T(1)) scale_row(rows[i], width, factor[i]);
     }
   };
-  finish(a.count, peak_a, total_a, beta, b.d, lse_a);
-  finish(b.count, peak_b, total_b, alpha, a.d, lse_b);
+
+  for (int j = share.b.begin; j < share.b.end; j += kBlock) {
+    for (int i = share.a.begin; i < share.a.end; i += kBlock) {
+      const Block at = shop.block(i, a.count, j, b.count);
+      scores(shop, a, b, at, scale, bias, e);
+      if (share.rows) {
+        row_weights(e, at.rows, at.padded, shop.ld(), p, state_a.from(i), whole);
+        if (j > 0) fade(state_a.fade + i, beta + i, at.rows, b.x.width);
+        shop.along(p, b.x, at, beta, j > 0);
+      }
+      if (share.columns) {
+        column_weights(e, at.rows, at.padded, shop.ld(), p, state_b.from(j), whole);
+        if (i > 0) fade(state_b.fade + j, alpha + j, at.columns, a.x.width);
+        shop.across(p, a.x, at, alpha, i > 0);
+      }
+    }
+  }
+  auto finish = [whole](const Range& range, const Running<T>& state, T* const* out, int width, T* lse) {
+    for (int i = range.begin; i < range.end; i += lanes<T>) {
+      store(lse + i, load(state.peak + i) + log<T>(load(state.total + i)));
+    }
+    for (int i = range.begin; !whole && i < range.end; ++i) {
+      if (state.total[i] != T(0)) scale_row(out[i], width, T(1) / state.total[i]);
+    }
+  };
+  if (share.rows) finish(share.a, state_a, beta, b.x.width, lse_a);
+  if (share.columns) finish(share.b, state_b, alpha, a.x.width, lse_b);
 }
 
-// What arrived for a side's outputs: dout, rows d_other wide; delta_i = <dout_i, out_i> - dlse_i; the side's LSEs.
-template <class T>
+// What arrived for a side's outputs: dout, as wide as the other side's x; delta_i = <dout_i, out_i> - dlse_i; the
+// side's LSEs, +inf where there was nothing to align with (e - lse is -inf then, and the weight 0). Both have room
+// for whole blocks.
+template <class E>
 struct Arrived {
-  const T* const* dout;
-  const T* delta;
-  const T* lse;
+  Operand<E> dout;
+  const Sum<E>* delta;
+  const Sum<E>* lse;
 };
 
 // df, dx: rows to write on either side, one a token. dbias: null, or the pair's, of which only tokens are written.
-template <class T, class B>
+template <class E, class B, class T = Sum<E>>
 void align_backward(
-    const Tokens<T>& a, const Tokens<T>& b, int h, T scale, const Bias<const B>& bias, const Arrived<T>& to_a,
-    const Arrived<T>& to_b, T* const* df_a, T* const* df_b, T* const* dx_a, T* const* dx_b, const Bias<T>& dbias,
-    Arena& arena) {
+    const Tokens<E>& a, const Tokens<E>& b, const Share& share, T scale, const Bias<const B>& bias,
+    const Arrived<E>& to_a, const Arrived<E>& to_b, T* const* df_a, T* const* df_b, T* const* dx_a, T* const* dx_b,
+    const Bias<T>& dbias, Arena& arena, Ahead& ahead) {
   using namespace detail;
   constexpr int W = lanes<T>;
-  const int ld = round_up(std::min(b.count, kBlock), W);
-  T* p = arena.take<T>(kBlock * ld);
-  T* q = arena.take<T>(kBlock * ld);
-  T* dp = arena.take<T>(kBlock * ld);
-  T* dq = arena.take<T>(kBlock * ld);
-  T* lse_b = arena.take<T>(kBlock);
-  T* delta_b = arena.take<T>(kBlock);
-  auto closed = [](T lse) { return lse == kNothing<T> ? -lse : lse; };  // +inf: e - lse is -inf and its weight 0
+  const int widest = std::max({a.f.elements(), a.x.elements(), b.x.elements()});
+  const Workshop<E> shop(a.count, b.count, widest, arena, ahead);
+  T* p = shop.room();
+  T* q = shop.room();
+  T* dp = shop.room();
+  T* dq = shop.room();
 
-  for (int i0 = 0; i0 < a.count; i0 += kBlock) {
-    const int rows = std::min(kBlock, a.count - i0);
-    for (int j0 = 0; j0 < b.count; j0 += kBlock) {
-      const int columns = std::min(kBlock, b.count - j0), padded = round_up(columns, W);
-      for (int j = 0; j < padded; ++j) {
-        lse_b[j] = j < columns ? closed(to_b.lse[j0 + j]) : T(0);
-        delta_b[j] = j < columns ? to_b.delta[j0 + j] : T(0);
-      }
-      scores(a, b, i0, rows, j0, columns, h, scale, bias, p, ld);
-      dots(to_a.dout + i0, rows, b.x + j0, columns, b.d, T(1), dp, ld);
-      dots(a.x + i0, rows, to_b.dout + j0, columns, a.d, T(1), dq, ld);
-      for (int i = 0; i < rows; ++i) {
-        const T lse = closed(to_a.lse[i0 + i]), delta = to_a.delta[i0 + i];
-        for (int at = i * ld, j = 0; j < padded; j += W, at += W) {
-          const Vec<T> e = load(p + at);
-          const Vec<T> row = exp<T>(e - lse), column = exp<T>(e - load(lse_b + j));
-          store(p + at, row);
-          store(q + at, column);
-          store(dp + at, row * (load(dp + at) - delta) + column * (load(dq + at) - load(delta_b + j)));
+  for (int j0 = share.b.begin; j0 < share.b.end; j0 += kBlock) {
+    for (int i0 = share.a.begin; i0 < share.a.end; i0 += kBlock) {
+      const Block at = shop.block(i0, a.count, j0, b.count);
+      scores(shop, a, b, at, scale, bias, p);
+      shop.product(to_a.dout, b.x, at, T(1), dp);
+      shop.product(a.x, to_b.dout, at, T(1), dq);
+      for (int i = 0; i < at.rows; ++i) {
+        const T lse = to_a.lse[i0 + i], delta = to_a.delta[i0 + i];
+        T* de = dp + i * shop.ld();
+        for (int k = i * shop.ld(), j = 0; j < at.padded; j += W, k += W) {
+          const Vec<T> e = load(p + k);
+          const Vec<T> row = exp<T>(e - lse), column = exp<T>(e - load(to_b.lse + j0 + j));
+          store(p + k, row);
+          store(q + k, column);
+          store(de + j, row * (load(dp + k) - delta) + column * (load(dq + k) - load(to_b.delta + j0 + j)));
         }
-        if (dbias.data != nullptr) {
+        for (int j = at.columns; j < at.padded; ++j) de[j] = 0;
+        if (share.rows && dbias.data != nullptr) {
           T* out = dbias.data + dbias.index_a[i0 + i] * dbias.row;
-          for (int j = 0; j < columns; ++j) out[dbias.index_b[j0 + j] * dbias.column] = dp[i * ld + j];
+          for (int j = 0; j < at.columns; ++j) out[dbias.index_b[j0 + j] * dbias.column] = de[j];
         }
-        scale_row(dp + i * ld, columns, scale);
+        if (scale != T(1)) scale_row(de, at.columns, scale);
       }
-      combine(dp, ld, 1, b.f + j0, columns, h, df_a + i0, rows, j0 > 0);
-      combine(dp, 1, ld, a.f + i0, rows, h, df_b + j0, columns, i0 > 0);
-      combine(p, 1, ld, to_a.dout + i0, rows, b.d, dx_b + j0, columns, i0 > 0);
-      combine(q, ld, 1, to_b.dout + j0, columns, a.d, dx_a + i0, rows, j0 > 0);
+      if (share.rows) {
+        shop.along(dp, b.f, at, df_a, j0 > 0);
+        shop.along(q, to_b.dout, at, dx_a, j0 > 0);
+      }
+      if (share.columns) {
+        shop.across(dp, a.f, at, df_b, i0 > 0);
+        shop.across(p, to_a.dout, at, dx_b, i0 > 0);
+      }
     }
   }
 }

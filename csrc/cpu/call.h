@@ -26,20 +26,34 @@ struct Rows {
         row(t.stride(t.dim() - 2)),
         width(static_cast<int>(t.size(t.dim() - 1))) {}
 
+  // Adjacent rows from data on.
+  Rows(S* data, int width) : data(data), outer(0), inner(0), heads(1), row(width), width(width) {}
+
+  // Wants the so many rows from index on, if they are adjacent.
+  void want(int64_t pair, int64_t index, int count, Ahead& ahead) const {
+    if (row == width) ahead.want(at(pair, index), sizeof(S) * width * count);
+  }
+
   S* at(int64_t pair, int64_t index) const { return data + pair / heads * outer + pair % heads * inner + index * row; }
 };
 
-// Which rows of a pair are tokens: `kind` as in kernels/problem.py, the extent tensor contiguous.
+// Which rows of a pair are tokens: all of them, or what `extent` says, a contiguous tensor of a mask (*batch, rows),
+// of lengths (*batch), or of offsets (pairs + 1) where the rows f of the operands are packed.
 class Extent {
  public:
-  Extent(const std::optional<Tensor>& extent, int64_t kind, int64_t length)
-      : kind_(kind),
-        wide_(kind != 0 && extent->scalar_type() == torch::headeronly::ScalarType::Long),
-        data_(kind == 0 ? nullptr : extent->data_ptr()),
-        length_(static_cast<int>(length)) {}
+  Extent(const std::optional<Tensor>& extent, const Tensor& f)
+      : kind_(kind_of(extent, f)),
+        wide_(kind_ != Kind::full && extent->scalar_type() == torch::headeronly::ScalarType::Long),
+        data_(kind_ == Kind::full ? nullptr : extent->data_ptr()),
+        length_(static_cast<int>(f.size(f.dim() - 2))),
+        pairs_(packed() ? extent->size(0) - 1 : 1) {
+    for (int64_t i = 0; !packed() && i < f.dim() - 2; ++i) pairs_ *= f.size(i);
+  }
 
-  bool packed() const { return kind_ == 3; }
-  int length() const { return length_; }
+  int64_t pairs() const { return pairs_; }
+  // Rows of the longest pair, or more; on average, where they are packed.
+  int64_t length() const { return packed() ? length_ / std::max<int64_t>(pairs_, 1) : length_; }
+  bool packed() const { return kind_ == Kind::offsets; }
 
   // Rows that a pair has in the outputs, padding included, and the first of them.
   int stored(int64_t pair) const { return packed() ? static_cast<int>(number(pair + 1) - number(pair)) : length_; }
@@ -47,10 +61,13 @@ class Extent {
   // The first row in the operands.
   int64_t start(int64_t pair) const { return packed() ? number(pair) : 0; }
 
+  // So many of the stored rows hold all tokens; the cheap answer.
+  int reach(int64_t pair) const { return kind_ == Kind::lengths ? static_cast<int>(number(pair)) : stored(pair); }
+
   // The tokens' places among the stored rows; index has room for all of those.
   int tokens(int64_t pair, int* index) const {
     int count = 0;
-    if (kind_ == 1) {
+    if (kind_ == Kind::mask) {
       const bool* mask = static_cast<const bool*>(data_) + pair * length_;
       for (int i = 0; i < length_; ++i) {
         index[count] = i;
@@ -58,37 +75,78 @@ class Extent {
       }
       return count;
     }
-    count = kind_ == 2 ? static_cast<int>(number(pair)) : stored(pair);
+    count = reach(pair);
     for (int i = 0; i < count; ++i) index[i] = i;
     return count;
   }
 
  private:
+  enum class Kind { full, mask, lengths, offsets };
+
+  static Kind kind_of(const std::optional<Tensor>& extent, const Tensor& f) {
+    if (!extent.has_value()) return Kind::full;
+    if (extent->scalar_type() == torch::headeronly::ScalarType::Bool) return Kind::mask;
+    return f.dim() == 2 ? Kind::offsets : Kind::lengths;
+  }
+
   int64_t number(int64_t i) const {
     return wide_ ? static_cast<const int64_t*>(data_)[i] : static_cast<const int32_t*>(data_)[i];
   }
 
-  int64_t kind_;
+  Kind kind_;
   bool wide_;
   const void* data_;
   int length_;
+  int64_t pairs_;
 };
 
-// The tokens' rows of an operand, widened where memory holds half precision.
-template <class S, class T = Compute<S>>
-const T* const* read_rows(const Rows<S>& rows, int64_t pair, int64_t start, const int* index, int count, Arena& arena) {
-  const T** out = arena.take<const T*>(count);
-  T* room = nullptr;
-  if constexpr (!std::is_same_v<S, T>) room = arena.take<T>(static_cast<std::size_t>(count) * rows.width);
-  for (int i = 0; i < count; ++i) {
-    const S* from = rows.at(pair, start + index[i]);
-    if constexpr (std::is_same_v<S, T>) {
-      out[i] = from;
-    } else {
-      T* to = room + static_cast<std::size_t>(i) * rows.width;
-      for (int d = 0; d < rows.width; ++d) to[d] = widen(from[d]);
-      out[i] = to;
+// What a pass does with an operand: contracts its rows, or weighs and sums them, or both.
+enum class Use { contract, sum, both };
+
+// Two rows of bfloat16 (the second one may be missing) as one of pairs.
+inline void interleave(
+    const BFloat16* __restrict first, const BFloat16* __restrict second, int width, Pair* __restrict out) {
+  if (second == nullptr) {
+    for (int d = 0; d < width; ++d) out[d] = first[d].bits;
+  } else {
+    for (int d = 0; d < width; ++d) out[d] = first[d].bits | (Pair)second[d].bits << 16;
+  }
+}
+
+// One operand's tokens in some pair, as elements to compute with: where they lie if they can be used as they are.
+template <class S, class E = Element<S>>
+Operand<E> read_operand(
+    const Rows<S>& from, int64_t pair, int64_t start, const int* index, int count, Use use, Arena& arena) {
+  auto at = [&](int i) { return from.at(pair, start + index[i]); };
+  Operand<E> out{nullptr, nullptr, from.width};
+  if (kPer<E> == 1 || use != Use::sum) {
+    const E** rows = arena.take<const E*>(count);
+    const int length = out.elements();
+    const bool fits = std::is_same_v<S, E> || (kPer<E> == 2 && from.width % 2 == 0);
+    E* room = fits ? nullptr : arena.take<E>(static_cast<std::size_t>(count) * length);
+    for (int i = 0; i < count; ++i, room += length) {
+      rows[i] = fits ? reinterpret_cast<const E*>(at(i)) : room;
+      if constexpr (kPer<E> == 2) {
+        if (!fits) std::memcpy(room, at(i), sizeof(S) * from.width);
+        if (!fits) room[length - 1] &= 0xffff;
+      } else if constexpr (!std::is_same_v<S, E>) {
+        const S* source = at(i);
+        for (int d = 0; d < length; ++d) room[d] = widen(source[d]);
+      }
     }
+    out.rows = rows;
+  }
+  if constexpr (kPer<E> == 1) {
+    out.terms = out.rows;
+  } else if (use != Use::contract) {
+    const int terms = (count + 1) / 2;
+    const E** rows = arena.take<const E*>(terms);
+    E* room = arena.take<E>(static_cast<std::size_t>(terms) * from.width);
+    for (int i = 0; i < terms; ++i, room += from.width) {
+      interleave(at(2 * i), 2 * i + 1 < count ? at(2 * i + 1) : nullptr, from.width, room);
+      rows[i] = room;
+    }
+    out.terms = rows;
   }
   return out;
 }
@@ -100,8 +158,13 @@ class Written {
  public:
   using T = Compute<S>;
 
-  Written(S* data, int width, int stored, const int* index, int count, Arena& arena)
-      : data_(data), width_(width), stored_(stored), count_(count), index_(index), rows_(arena.take<T*>(count)) {
+  // large: the whole output outgrows the caches.
+  Written(S* data, int width, const int* index, int count, bool large, Arena& arena)
+      : data_(data),
+        width_(width),
+        large_(large),
+        index_(index),
+        rows_(arena.take<T*>(count)) {
     T* room = nullptr;
     if constexpr (!std::is_same_v<S, T>) room = arena.take<T>(static_cast<std::size_t>(count) * width);
     for (int i = 0; i < count; ++i) {
@@ -115,26 +178,32 @@ class Written {
 
   T* const* rows() const { return rows_; }
 
-  // aligned: whether the rows were written at all; if not, tokens have nothing to align with and get 0.
-  void finish(bool aligned) const {
-    const int kept = aligned ? count_ : 0;
-    for (int i = 0, at = 0; at < stored_; ++at) {
-      if (i < kept && index_[i] == at) {
-        if constexpr (!std::is_same_v<S, T>) {
-          for (int d = 0; d < width_; ++d) narrow(rows_[i][d], home(at) + d);
-        }
-        ++i;
-      } else {
-        std::memset(static_cast<void*>(home(at)), 0, sizeof(S) * width_);
-      }
+  // The tokens `done` were written; stored rows from `from` to `to` that are not among them become 0.
+  void finish(const Range& done, int from, int to) const {
+    for (int i = done.begin; i < done.end; ++i) {
+      clear(from, index_[i]);
+      if constexpr (!std::is_same_v<S, T>) narrow_row(rows_[i], width_, home(index_[i]));
+      from = index_[i] + 1;
     }
+    clear(from, to);
   }
 
  private:
+  void clear(int from, int to) const {
+    if (from >= to) return;
+    const std::size_t bytes = sizeof(S) * width_ * (to - from);
+    if (large_) {
+      clear_streaming(home(from), bytes);
+    } else {
+      std::memset(static_cast<void*>(home(from)), 0, bytes);
+    }
+  }
+
   S* home(int at) const { return data_ + static_cast<std::size_t>(at) * width_; }
 
   S* data_;
-  int width_, stored_, count_;
+  int width_;
+  bool large_;
   const int* index_;
   T** rows_;
 };

@@ -10,17 +10,49 @@ namespace coalign {
 namespace {
 
 using torch::headeronly::ScalarType;
-using torch::stable::new_empty;
 using Maybe = std::optional<Tensor>;
 
-// Everything that a call brings: see kernels/native/__init__.py for the meaning of a kind.
+// Rows of adjacent numbers, as far apart as may be.
+Tensor rows_of(const Tensor& t) {
+  const int64_t last = t.dim() - 1;
+  return t.stride(last) == 1 || t.size(last) == 1 ? t : torch::stable::contiguous(t);
+}
+
+// Everything that a call brings. Operands are (batch, rows, width), (batch, heads, rows, width) or, packed, (rows,
+// width).
 struct Call {
-  const Tensor &f_a, &f_b, &a, &b;
+  Tensor f_a, f_b, a, b;
   Extent extent_a, extent_b;
-  const Maybe& bias;
-  int64_t pairs;
+  Maybe bias;
   double scale;
+
+  Call(const Tensor& f_a, const Tensor& f_b, const Tensor& a, const Tensor& b, const Maybe& extent_a,
+       const Maybe& extent_b, const Maybe& bias, double scale)
+      : f_a(rows_of(f_a)),
+        f_b(rows_of(f_b)),
+        a(rows_of(a)),
+        b(rows_of(b)),
+        extent_a(extent_a, f_a),
+        extent_b(extent_b, f_b),
+        bias(bias),
+        scale(scale) {}
 };
+
+// An uninitialised contiguous tensor with the leading dimensions of `like`, `width` wide (0: without that dimension),
+// in its dtype or for sums. Straight from the allocator: the operators of the same purpose cost several times as much.
+Tensor empty(const Tensor& like, int64_t width, bool sums = false) {
+  std::vector<int64_t> shape(like.sizes().begin(), like.sizes().end() - 1);
+  if (width > 0) shape.push_back(width);
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (std::size_t i = shape.size() - 1; i > 0; --i) strides[i - 1] = strides[i] * shape[i];
+  int32_t dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  if (sums && like.scalar_type() != ScalarType::Double) dtype = aoti_torch_dtype_float32();
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
 
 template <class S>
 S* data(const Tensor& t) {
@@ -40,14 +72,46 @@ void with_storage(const Call& call, F&& f) {
   }
 }
 
-// f(pair) for every pair, on torch's threads; each takes enough of them at once to pay for waking it.
+// A part of a pair's work: the one-and-only, or one of several that make rows of e or columns of it.
+struct Task {
+  int64_t pair, next;  // the pair that the thread will turn to afterwards
+  int part, parts;
+
+  // This part's tokens of a side: an even portion of its blocks. Sides that it does not divide it takes whole.
+  Range portion(int count, int at, int of) const {
+    const int64_t blocks = (count + kBlock - 1) / kBlock;
+    auto edge = [&](int64_t k) { return static_cast<int>(std::min<int64_t>(blocks * k / of * kBlock, count)); };
+    return {edge(at), edge(at + 1)};
+  }
+
+  Share share(int count_a, int count_b) const {
+    const Range a{0, count_a}, b{0, count_b};
+    if (parts == 1) return {true, true, a, b};
+    const int half = parts / 2;
+    if (part < half) return {true, false, portion(count_a, part, half), b};
+    return {false, true, a, portion(count_b, part - half, half)};
+  }
+
+  bool first_of_rows() const { return part == 0; }
+  bool first_of_columns() const { return part == (parts == 1 ? 0 : parts / 2); }
+};
+
+// f(task) for every pair, on torch's threads; each takes enough of them at once to pay for waking it. Fewer pairs
+// than threads are done in parts, if they are of more than one block.
 template <class F>
 void for_each_pair(const Call& call, F&& f) {
-  const int64_t m = call.extent_a.length(), n = call.extent_b.length();
-  const int64_t work = (m * n / 4 + m + n) * call.f_a.size(call.f_a.dim() - 1) + 1;
-  torch::stable::parallel_for(0, call.pairs, std::max<int64_t>(1, 200000 / work), [&](int64_t begin, int64_t end) {
-    for (int64_t pair = begin; pair < end; ++pair) f(pair);
-  });
+  const int64_t pairs = call.extent_a.pairs(), m = call.extent_a.length(), n = call.extent_b.length();
+  const int64_t threads = torch::stable::get_num_threads(), blocks = (std::min(m, n) + kBlock - 1) / kBlock;
+  const int64_t half = pairs < threads ? std::min((threads + pairs - 1) / std::max<int64_t>(pairs, 1), blocks) : 1;
+  const int64_t parts = half > 1 ? 2 * half : 1;
+  const int64_t work = (m * n / 4 + m + n) * call.f_a.size(call.f_a.dim() - 1) / parts + 1;
+  torch::stable::parallel_for(
+      0, pairs * parts, std::max<int64_t>(1, 200000 / work), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t next = std::min(i + 1, end - 1) / parts;
+          f(Task{i / parts, next, static_cast<int>(i % parts), static_cast<int>(parts)});
+        }
+      });
 }
 
 // A pair's part of a tensor (*batch, m, n).
@@ -58,128 +122,204 @@ Bias<B> part_of(const Maybe& bias, int64_t pair, const int* index_a, const int* 
   return {rows.at(pair, 0), rows.row, bias->stride(bias->dim() - 1), index_a, index_b};
 }
 
-// One side of one pair: where its tokens are, and their rows.
-template <class S, class T = Compute<S>>
-struct PairSide {
-  int stored, count;
-  int64_t first, start;
-  int* index;
+// A tensor that lies as the outputs do: contiguous, a row a stored token.
+template <class S>
+struct Stored {
+  S* data;
+  int width;
+  bool large;
 
-  PairSide(const Extent& extent, int64_t pair, Arena& arena)
-      : stored(extent.stored(pair)),
-        first(extent.first(pair)),
-        start(extent.start(pair)),
-        index(arena.take<int>(stored + 1)) {
-    count = extent.tokens(pair, index);
-  }
+  explicit Stored(const Tensor& t)
+      : data(coalign::data<S>(t)),
+        width(static_cast<int>(t.size(t.dim() - 1))),
+        large(t.numel() * sizeof(S) > std::size_t{1} << 21) {}
+};
 
-  const T* const* read(const Tensor& t, int64_t pair, Arena& arena) const {
-    return read_rows(Rows<S>(t), pair, start, index, count, arena);
-  }
+// One side of the call: its operands.
+template <class S>
+struct Side {
+  Extent extent;
+  Rows<S> f, x;
+};
 
-  // Rows of a contiguous tensor that lies as the outputs do.
-  const T* const* read_output(const Tensor& t, Arena& arena) const {
-    Rows<S> rows(t);
-    rows.outer = rows.inner = 0;
-    return read_rows(rows, 0, first, index, count, arena);
-  }
+// The operands and the part that one pair has in them.
+template <class S>
+struct Sides {
+  Side<S> a, b;
 
-  Tokens<T> tokens(const Tensor& f, const Tensor& x, int64_t pair, Arena& arena) const {
-    return {count, read(f, pair, arena), read(x, pair, arena), static_cast<int>(x.size(x.dim() - 1))};
-  }
+  explicit Sides(const Call& call)
+      : a{call.extent_a, Rows<S>(call.f_a), Rows<S>(call.a)}, b{call.extent_b, Rows<S>(call.f_b), Rows<S>(call.b)} {}
 
-  Written<S> write(const Tensor& t, Arena& arena) const {
-    const int width = static_cast<int>(t.size(t.dim() - 1));
-    return Written<S>(data<S>(t) + first * width, width, stored, index, count, arena);
+  // What a pair will read, to be fetched in so many steps: its operands, and what lies as the outputs do. Long pairs
+  // fetch for themselves.
+  Ahead ahead(
+      int64_t pair, std::size_t steps, std::initializer_list<Stored<S>> of_a = {},
+      std::initializer_list<Stored<S>> of_b = {}) const {
+    Ahead ahead;
+    auto side = [&](const Side<S>& side, int count, std::initializer_list<Stored<S>> stored) {
+      for (const Rows<S>* rows : {&side.f, &side.x}) rows->want(pair, side.extent.start(pair), count, ahead);
+      for (const Stored<S>& t : stored) Rows<S>(t.data, t.width).want(0, side.extent.first(pair), count, ahead);
+    };
+    const int count_a = a.extent.reach(pair), count_b = b.extent.reach(pair);
+    if (count_a <= kBlock && count_b <= kBlock) {
+      side(a, count_a, of_a);
+      side(b, count_b, of_b);
+    }
+    ahead.spread(steps);
+    return ahead;
   }
 };
 
-template <class S, class B>
-void forward_pair(const Call& call, int64_t pair, const Tensor& beta, const Tensor& alpha, const Tensor& lse_a, const Tensor& lse_b) {
-  using T = Compute<S>;
-  Arena& arena = Arena::of_this_thread();
-  const PairSide<S> a(call.extent_a, pair, arena), b(call.extent_b, pair, arena);
-  const Written<S> to_beta = a.write(beta, arena), to_alpha = b.write(alpha, arena);
-  T* found_a = arena.take<T>(a.count);
-  T* found_b = arena.take<T>(b.count);
-  const bool aligned = a.count > 0 && b.count > 0;
-  if (aligned) {
-    align_forward<T, B>(
-        a.tokens(call.f_a, call.a, pair, arena), b.tokens(call.f_b, call.b, pair, arena),
-        static_cast<int>(call.f_a.size(call.f_a.dim() - 1)), static_cast<T>(call.scale),
-        part_of<const B>(call.bias, pair, a.index, b.index), to_beta.rows(), to_alpha.rows(), found_a, found_b, arena);
-  }
-  to_beta.finish(aligned);
-  to_alpha.finish(aligned);
-  auto put = [aligned](const PairSide<S>& side, T* lse, const T* found) {
-    std::fill_n(lse + side.first, side.stored, detail::kNothing<T>);
-    for (int i = 0; aligned && i < side.count; ++i) lse[side.first + side.index[i]] = found[i];
-  };
-  put(a, data<T>(lse_a), found_a);
-  put(b, data<T>(lse_b), found_b);
-}
+// One side of one pair: where its tokens are, and their rows.
+template <class S, class E = Element<S>, class T = Sum<E>>
+class PairSide {
+ public:
+  PairSide(const Side<S>& side, int64_t pair, Arena& arena)
+      : stored(side.extent.stored(pair)),
+        first(side.extent.first(pair)),
+        index(arena.take<int>(stored + 1)),
+        count(side.extent.tokens(pair, index)),
+        side_(side),
+        pair_(pair),
+        arena_(arena) {}
 
-// What came back for one side of a pair, tokens only.
-template <class S, class T = Compute<S>>
-Arrived<T> arrived(const PairSide<S>& side, const Tensor& out, const Tensor& dout, const Tensor& lse, const Maybe& dlse, Arena& arena) {
-  const T* const* rows = side.read_output(out, arena);
-  const T* const* drows = side.read_output(dout, arena);
-  T* delta = arena.take<T>(side.count);
-  T* lses = arena.take<T>(side.count);
-  for (int i = 0; i < side.count; ++i) {
-    dots(drows + i, 1, rows + i, 1, static_cast<int>(out.size(out.dim() - 1)), T(1), delta + i, 1);
-    const int64_t at = side.first + side.index[i];
-    if (dlse.has_value()) delta[i] -= data<T>(*dlse)[at];
-    lses[i] = data<T>(lse)[at];
+  Tokens<E> tokens(Use use_f, Use use_x) const { return {count, read(side_.f, use_f), read(side_.x, use_x)}; }
+
+  Operand<E> read_stored(const Stored<S>& t, Use use) const {
+    return read_operand(Rows<S>(t.data, t.width), 0, first, index, count, use, arena_);
   }
-  return {drows, delta, lses};
+
+  Written<S> write(const Stored<S>& t) const {
+    return Written<S>(t.data + first * t.width, t.width, index, count, t.large, arena_);
+  }
+
+  // Stored rows that belong to a range of tokens, the padding behind them included. Where there is nothing to align
+  // with, nothing is done for tokens, and all rows are the first part's.
+  Range stored_of(const Range& tokens, bool aligned, bool is_first) const {
+    if (!aligned) return {0, is_first ? stored : 0};
+    if (tokens.begin == tokens.end) return {0, 0};
+    return {tokens.begin == 0 ? 0 : index[tokens.begin], tokens.end == count ? stored : index[tokens.end]};
+  }
+
+  // What came back for this side of the pair.
+  Arrived<E> arrived(const Stored<S>& out, const Stored<S>& dout, const T* lse, const T* dlse) const {
+    const int room = round_up(count, kBlock);
+    T* delta = arena_.take<T>(room);
+    T* lses = arena_.take<T>(room);
+    const Operand<E> d = read_stored(dout, Use::both);
+    dots_by_row(d.rows, read_stored(out, Use::contract).rows, count, d.elements(), delta);
+    for (int i = 0; i < count; ++i) {
+      const int64_t at = first + index[i];
+      if (dlse != nullptr) delta[i] -= dlse[at];
+      lses[i] = lse[at] == kNothing<T> ? -lse[at] : lse[at];
+    }
+    std::fill(delta + count, delta + room, T(0));
+    std::fill(lses + count, lses + room, -kNothing<T>);
+    return {d, delta, lses};
+  }
+
+  const int stored;     // rows in the outputs, padding included
+  const int64_t first;  // the first of them
+  int* const index;     // the tokens among them
+  const int count;
+
+ private:
+  Operand<E> read(const Rows<S>& t, Use use) const {
+    return read_operand(t, pair_, side_.extent.start(pair_), index, count, use, arena_);
+  }
+
+  const Side<S>& side_;
+  int64_t pair_;
+  Arena& arena_;
+};
+
+template <class S, class B>
+void forward_pairs(
+    const Call& call, const Tensor& beta, const Tensor& alpha, const Tensor& lse_a, const Tensor& lse_b) {
+  using T = Compute<S>;
+  const Sides<S> sides(call);
+  const Stored<S> all_beta(beta), all_alpha(alpha);
+  T *all_lse_a = data<T>(lse_a), *all_lse_b = data<T>(lse_b);
+  for_each_pair(call, [&](const Task& task) {
+    Arena& arena = Arena::of_this_thread();
+    const PairSide<S> a(sides.a, task.pair, arena), b(sides.b, task.pair, arena);
+    const Written<S> to_beta = a.write(all_beta), to_alpha = b.write(all_alpha);
+    T* found_a = arena.take<T>(round_up(a.count, kBlock));
+    T* found_b = arena.take<T>(round_up(b.count, kBlock));
+    const Share share = task.share(a.count, b.count);
+    const bool aligned = a.count > 0 && b.count > 0;
+    if (aligned) {
+      const std::size_t m = a.count, n = b.count;
+      Ahead ahead = sides.ahead(task.next, m * n / 20 + (m + n) / 3);
+      align_forward<Element<S>, B>(
+          a.tokens(Use::contract, Use::sum), b.tokens(Use::contract, Use::sum), share, static_cast<T>(call.scale),
+          part_of<const B>(call.bias, task.pair, a.index, b.index), to_beta.rows(), to_alpha.rows(), found_a, found_b,
+          arena, ahead);
+    }
+    auto finish = [aligned](
+                      const PairSide<S>& side, const Written<S>& out, const Range& mine, bool is_first, T* lse,
+                      const T* found) {
+      const Range done = aligned ? mine : Range{0, 0}, rows = side.stored_of(mine, aligned, is_first);
+      out.finish(done, rows.begin, rows.end);
+      std::fill(lse + side.first + rows.begin, lse + side.first + rows.end, kNothing<T>);
+      for (int i = done.begin; i < done.end; ++i) lse[side.first + side.index[i]] = found[i];
+    };
+    if (share.rows) finish(a, to_beta, share.a, task.first_of_rows(), all_lse_a, found_a);
+    if (share.columns) finish(b, to_alpha, share.b, task.first_of_columns(), all_lse_b, found_b);
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
-    Tensor f_a, Tensor f_b, Tensor a, Tensor b, Maybe extent_a, Maybe extent_b, int64_t kind_a, int64_t kind_b,
-    int64_t length_a, int64_t length_b, int64_t pairs, Maybe bias, double scale) {
-  const Call call{f_a, f_b, a, b, {extent_a, kind_a, length_a}, {extent_b, kind_b, length_b}, bias, pairs, scale};
-  const ScalarType lse_type = f_a.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  auto like = [](const Tensor& f, const Tensor& other) {
-    std::vector<int64_t> shape(f.sizes().begin(), f.sizes().end());
-    shape.back() = other.size(other.dim() - 1);
-    return new_empty(f, shape);
-  };
-  auto lse = [&](const Tensor& f) {
-    return new_empty(f, std::vector<int64_t>(f.sizes().begin(), f.sizes().end() - 1), lse_type);
-  };
-  const Tensor beta = like(f_a, b), alpha = like(f_b, a), lse_a = lse(f_a), lse_b = lse(f_b);
+    Tensor f_a, Tensor f_b, Tensor a, Tensor b, Maybe extent_a, Maybe extent_b, Maybe bias, double scale) {
+  const Call call(f_a, f_b, a, b, extent_a, extent_b, bias, scale);
+  const Tensor beta = empty(f_a, b.size(b.dim() - 1)), alpha = empty(f_b, a.size(a.dim() - 1));
+  const Tensor lse_a = empty(f_a, 0, true), lse_b = empty(f_b, 0, true);
   with_storage(call, [&](auto s, auto t) {
-    for_each_pair(call, [&](int64_t pair) { forward_pair<decltype(s), decltype(t)>(call, pair, beta, alpha, lse_a, lse_b); });
+    forward_pairs<decltype(s), decltype(t)>(call, beta, alpha, lse_a, lse_b);
   });
   return {beta, alpha, lse_a, lse_b};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
-    Tensor f_a, Tensor f_b, Tensor a, Tensor b, Maybe extent_a, Maybe extent_b, int64_t kind_a, int64_t kind_b,
-    int64_t length_a, int64_t length_b, int64_t pairs, Maybe bias, double scale, Tensor beta, Tensor alpha,
-    Tensor lse_a, Tensor lse_b, Tensor dbeta, Tensor dalpha, Maybe dlse_a, Maybe dlse_b, Maybe dbias) {
-  const Call call{f_a, f_b, a, b, {extent_a, kind_a, length_a}, {extent_b, kind_b, length_b}, bias, pairs, scale};
-  const Tensor df_a = new_empty(f_a, f_a.sizes()), df_b = new_empty(f_b, f_b.sizes());
-  const Tensor da = new_empty(a, a.sizes()), db = new_empty(b, b.sizes());
+    Tensor f_a, Tensor f_b, Tensor a, Tensor b, Maybe extent_a, Maybe extent_b, Maybe bias, double scale, Tensor beta,
+    Tensor alpha, Tensor lse_a, Tensor lse_b, Tensor dbeta, Tensor dalpha, Maybe dlse_a, Maybe dlse_b, Maybe dbias) {
+  const Call call(f_a, f_b, a, b, extent_a, extent_b, bias, scale);
+  auto alike = [](const Tensor& t) { return empty(t, t.size(t.dim() - 1)); };
+  const Tensor df_a = alike(f_a), df_b = alike(f_b), da = alike(a), db = alike(b);
   with_storage(call, [&](auto s, auto t) {
     using S = decltype(s);
     using B = decltype(t);
     using T = Compute<S>;
-    for_each_pair(call, [&](int64_t pair) {
+    const Sides<S> sides(call);
+    const Stored<S> of_beta(beta), of_alpha(alpha), of_dbeta(dbeta), of_dalpha(dalpha);
+    const Stored<S> all_df_a(df_a), all_df_b(df_b), all_da(da), all_db(db);
+    auto optional = [](const Maybe& t) { return t.has_value() ? data<T>(*t) : nullptr; };
+    const T *of_lse_a = data<T>(lse_a), *of_lse_b = data<T>(lse_b);
+    const T *of_dlse_a = optional(dlse_a), *of_dlse_b = optional(dlse_b);
+    for_each_pair(call, [&](const Task& task) {
       Arena& arena = Arena::of_this_thread();
-      const PairSide<S> pa(call.extent_a, pair, arena), pb(call.extent_b, pair, arena);
-      const Written<S> to_fa = pa.write(df_a, arena), to_fb = pb.write(df_b, arena);
-      const Written<S> to_a = pa.write(da, arena), to_b = pb.write(db, arena);
+      const PairSide<S> pa(sides.a, task.pair, arena), pb(sides.b, task.pair, arena);
+      const Written<S> to_fa = pa.write(all_df_a), to_fb = pb.write(all_df_b);
+      const Written<S> to_a = pa.write(all_da), to_b = pb.write(all_db);
+      const Share share = task.share(pa.count, pb.count);
       const bool aligned = pa.count > 0 && pb.count > 0;
       if (aligned) {
-        align_backward<T, B>(
-            pa.tokens(f_a, a, pair, arena), pb.tokens(f_b, b, pair, arena), static_cast<int>(f_a.size(f_a.dim() - 1)),
-            static_cast<T>(scale), part_of<const B>(bias, pair, pa.index, pb.index),
-            arrived(pa, beta, dbeta, lse_a, dlse_a, arena), arrived(pb, alpha, dalpha, lse_b, dlse_b, arena),
-            to_fa.rows(), to_fb.rows(), to_a.rows(), to_b.rows(), part_of<T>(dbias, pair, pa.index, pb.index), arena);
+        const std::size_t m = pa.count, n = pb.count;
+        Ahead ahead = sides.ahead(task.next, m * n / 7 + m + n, {of_beta, of_dbeta}, {of_alpha, of_dalpha});
+        align_backward<Element<S>, B>(
+            pa.tokens(Use::both, Use::contract), pb.tokens(Use::both, Use::contract), share, static_cast<T>(scale),
+            part_of<const B>(bias, task.pair, pa.index, pb.index), pa.arrived(of_beta, of_dbeta, of_lse_a, of_dlse_a),
+            pb.arrived(of_alpha, of_dalpha, of_lse_b, of_dlse_b), to_fa.rows(), to_fb.rows(), to_a.rows(),
+            to_b.rows(), part_of<T>(dbias, task.pair, pa.index, pb.index), arena, ahead);
       }
-      for (const Written<S>* out : {&to_fa, &to_fb, &to_a, &to_b}) out->finish(aligned);
+      auto finish = [aligned](
+                        const PairSide<S>& side, const Range& mine, bool is_first,
+                        std::initializer_list<const Written<S>*> all) {
+        const Range done = aligned ? mine : Range{0, 0}, rows = side.stored_of(mine, aligned, is_first);
+        for (const Written<S>* out : all) out->finish(done, rows.begin, rows.end);
+      };
+      if (share.rows) finish(pa, share.a, task.first_of_rows(), {&to_fa, &to_a});
+      if (share.columns) finish(pb, share.b, task.first_of_columns(), {&to_fb, &to_b});
     });
   });
   return {df_a, df_b, da, db};
@@ -188,9 +328,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
 }  // namespace
 }  // namespace coalign
 
-#define OPERANDS_SCHEMA                                                                                     \
-  "Tensor f_a, Tensor f_b, Tensor a, Tensor b, Tensor? extent_a, Tensor? extent_b, int kind_a, int kind_b, " \
-  "int length_a, int length_b, int pairs, Tensor? bias, float scale"
+#define OPERANDS_SCHEMA \
+  "Tensor f_a, Tensor f_b, Tensor a, Tensor b, Tensor? extent_a, Tensor? extent_b, Tensor? bias, float scale"
 
 STABLE_TORCH_LIBRARY(coalign_native, m) {
   m.def("forward(" OPERANDS_SCHEMA ") -> (Tensor, Tensor, Tensor, Tensor)");

@@ -3,64 +3,78 @@
 //   dots     out = scale x yᵀ       contracts along rows: no operand needs transposing
 //   combine  out (+)= w y           weighted sums of rows
 //
-// Both hold a block of at most 4 x kBlockColumns accumulators in registers.
+// Both hold a block of at most 4 x kBlockColumns accumulators in registers. Widths and terms count elements: of
+// pairs, `dots` takes half as many as there are numbers, and `combine` half as many rows.
 #pragma once
 
 #include <algorithm>
 
-#include "simd.h"
+#include "ahead.h"
+#include "element.h"
 
 namespace coalign {
 
 namespace detail {
 
-template <class T, int MR, int NR>
-inline void dots_block(const T* const* x, const T* const* y, int width, T scale, T* out, int ld) {
-  constexpr int W = lanes<T>, COUNT = MR * NR;
+template <class E, int MR, int NR>
+inline void dots_block(const E* const* x, const E* const* y, int width, Sum<E> scale, Sum<E>* out, int ld) {
+  using T = Sum<E>;
+  constexpr int W = lanes<E>, COUNT = MR * NR;
   Vec<T> acc[round_up(COUNT, W)] = {};
-  int k = 0;
-  auto step = [&](auto&& read) {
-    Vec<T> v[NR];
-    for (int j = 0; j < NR; ++j) v[j] = read(y[j]);
-    for (int i = 0; i < MR; ++i) {
-      const Vec<T> u = read(x[i]);
-      for (int j = 0; j < NR; ++j) acc[i * NR + j] += u * v[j];
-    }
+  const E *xs[MR], *ys[NR];
+  unroll<MR>([&](auto i) ALWAYS_INLINE { xs[i] = x[i]; });
+  unroll<NR>([&](auto j) ALWAYS_INLINE { ys[j] = y[j]; });
+  auto step = [&](auto&& read) ALWAYS_INLINE {
+    Vec<E> v[NR];
+    unroll<NR>([&](auto j) ALWAYS_INLINE { v[j] = in_register<E>(read(ys[j])); });
+    unroll<MR>([&](auto i) ALWAYS_INLINE {
+      const Vec<E> u = in_register<E>(read(xs[i]));
+      unroll<NR>([&](auto j) ALWAYS_INLINE { acc[i * NR + j] = multiply_add<E>(acc[i * NR + j], u, v[j]); });
+    });
   };
-  for (; k + W <= width; k += W) step([k](const T* p) { return load(p + k); });
-  if (k < width) step([k, n = width - k](const T* p) { return load_part(p + k, n); });
+  int k = 0;
+  for (; k + W <= width; k += W) step([k](const E* p) ALWAYS_INLINE { return load(p + k); });
+  if (k < width) step([k, n = width - k](const E* p) ALWAYS_INLINE { return load_part(p + k, n); });
   T total[round_up(COUNT, W)];
-  for (int c = 0; c < COUNT; c += W) store(total + c, sums<T>(acc + c) * scale);
+  unroll<round_up(COUNT, W) / W>([&](auto c) ALWAYS_INLINE { store(total + c * W, sums<T>(acc + c * W) * scale); });
   for (int i = 0; i < MR; ++i) {
     for (int j = 0; j < NR; ++j) out[i * ld + j] = total[i * NR + j];
   }
 }
 
-template <class T, int MR, int NV>
+template <class E, int MR, int NV>
 inline void combine_block(
-    const T* w, int w_row, int w_term, const T* const* y, int terms, int last, T* const* out, int at, bool add) {
-  constexpr int W = lanes<T>;
-  Vec<T> acc[MR][NV] = {};
-  auto place = [at](int v) { return at + v * W; };
-  if (add) {
-    for (int r = 0; r < MR; ++r) {
-      for (int v = 0; v < NV - 1; ++v) acc[r][v] = load(out[r] + place(v));
-      acc[r][NV - 1] = load_part(out[r] + place(NV - 1), last);
+    const E* const* w, int w_term, const E* const* y, int terms, int last, Sum<E>* const* out, int at, bool add) {
+  using T = Sum<E>;
+  constexpr int W = lanes<E>;
+  auto read = [&](const auto* p, auto v) ALWAYS_INLINE {
+    if constexpr (v < NV - 1) {
+      return load(p + at + v * W);
+    } else {
+      return load_part(p + at + v * W, last);
     }
+  };
+  Vec<T> acc[MR][NV] = {};
+  const E* ws[MR];
+  unroll<MR>([&](auto r) ALWAYS_INLINE { ws[r] = w[r]; });
+  if (add) {
+    unroll<MR>([&](auto r) ALWAYS_INLINE {
+      unroll<NV>([&](auto v) ALWAYS_INLINE { acc[r][v] = read(out[r], v); });
+    });
   }
   for (int j = 0; j < terms; ++j) {
-    Vec<T> u[NV];
-    for (int v = 0; v < NV - 1; ++v) u[v] = load(y[j] + place(v));
-    u[NV - 1] = load_part(y[j] + place(NV - 1), last);
-    for (int r = 0; r < MR; ++r) {
-      const T weight = w[r * w_row + j * w_term];
-      for (int v = 0; v < NV; ++v) acc[r][v] += u[v] * weight;
-    }
+    Vec<E> u[NV];
+    unroll<NV>([&](auto v) ALWAYS_INLINE { u[v] = in_register<E>(read(y[j], v)); });
+    unroll<MR>([&](auto r) ALWAYS_INLINE {
+      const Vec<E> weight = fill(*ws[r]);
+      ws[r] += w_term;
+      unroll<NV>([&](auto v) ALWAYS_INLINE { acc[r][v] = multiply_add<E>(acc[r][v], u[v], weight); });
+    });
   }
-  for (int r = 0; r < MR; ++r) {
-    for (int v = 0; v < NV - 1; ++v) store(out[r] + place(v), acc[r][v]);
-    store_part(out[r] + place(NV - 1), acc[r][NV - 1], last);
-  }
+  unroll<MR>([&](auto r) ALWAYS_INLINE {
+    unroll<NV - 1>([&](auto v) ALWAYS_INLINE { store(out[r] + at + v * W, acc[r][v]); });
+    store_part(out[r] + at + (NV - 1) * W, acc[r][NV - 1], last);
+  });
 }
 
 // f(constant) for the constant min(n, MOST), n >= 1.
@@ -75,31 +89,71 @@ inline void with_constant(int n, F&& f) {
 }  // namespace detail
 
 // out[i * ld + j] = scale * <x[i], y[j]>, i < rows, j < columns, over so wide rows.
-template <class T>
-void dots(const T* const* x, int rows, const T* const* y, int columns, int width, T scale, T* out, int ld) {
+template <class E>
+void dots(
+    const E* const* x, int rows, const E* const* y, int columns, int width, Sum<E> scale, Sum<E>* out, int ld,
+    Ahead& ahead) {
   for (int i = 0; i < rows; i += 4) {
     for (int j = 0; j < columns; j += kBlockColumns) {
       detail::with_constant<4>(rows - i, [&](auto mr) {
         detail::with_constant<kBlockColumns>(columns - j, [&](auto nr) {
-          detail::dots_block<T, mr, nr>(x + i, y + j, width, scale, out + i * ld + j, ld);
+          detail::dots_block<E, mr, nr>(x + i, y + j, width, scale, out + i * ld + j, ld);
         });
       });
+      ahead.step();
     }
   }
 }
 
-// out[r][d] (+)= sum over j < terms of w[r * w_row + j * w_term] * y[j][d], r < rows, d < width.
-template <class T>
+// out[i] = <x[i], y[i]>, i < count; out has room for whole vectors.
+template <class E>
+void dots_by_row(const E* const* x, const E* const* y, int count, int width, Sum<E>* out) {
+  constexpr int W = lanes<E>;
+  for (int i = 0; i < count; i += W) {
+    Vec<Sum<E>> acc[W] = {};
+    for (int r = 0; r < std::min(W, count - i); ++r) {
+      const E *u = x[i + r], *v = y[i + r];
+      Vec<Sum<E>> total{};
+      int k = 0;
+      for (; k + W <= width; k += W) total = multiply_add<E>(total, load(u + k), load(v + k));
+      if (k < width) total = multiply_add<E>(total, load_part(u + k, width - k), load_part(v + k, width - k));
+      acc[r] = total;
+    }
+    store(out + i, sums<Sum<E>>(acc));
+  }
+}
+
+// out[r][d] (+)= sum over j < terms of w[r][j * w_term] * y[j][d], r < rows, d < width.
+template <class E>
 void combine(
-    const T* w, int w_row, int w_term, const T* const* y, int terms, int width, T* const* out, int rows, bool add) {
-  constexpr int W = lanes<T>, STEP = kBlockColumns * W;
+    const E* const* w, int w_term, const E* const* y, int terms, int width, Sum<E>* const* out, int rows, bool add,
+    Ahead& ahead) {
+  constexpr int W = lanes<E>, STEP = kBlockColumns * W;
   for (int r = 0; r < rows; r += 4) {
     for (int d = 0; d < width; d += STEP) {
       const int left = std::min(width - d, STEP), vectors = (left + W - 1) / W, last = left - (vectors - 1) * W;
       detail::with_constant<4>(rows - r, [&](auto mr) {
         detail::with_constant<kBlockColumns>(vectors, [&](auto nv) {
-          detail::combine_block<T, mr, nv>(w + r * w_row, w_row, w_term, y, terms, last, out + r, d, add);
+          detail::combine_block<E, mr, nv>(w + r, w_term, y, terms, last, out + r, d, add);
         });
+      });
+      ahead.step();
+    }
+  }
+}
+
+// out[k * ld + j] = rows[j][k], j < count (whole vectors of rows), k < width.
+template <class E>
+void transpose(const E* const* rows, int count, int width, E* out, int ld) {
+  constexpr int W = lanes<E>;
+  for (int j = 0; j < count; j += W) {
+    for (int k = 0; k < width; k += W) {
+      const int n = std::min(W, width - k);
+      Vec<E> v[W];
+      unroll<W>([&](auto r) ALWAYS_INLINE { v[r] = load_part(rows[j + r] + k, n); });
+      transpose<E>(v);
+      unroll<W>([&](auto r) ALWAYS_INLINE {
+        if (r < n) store(out + (k + r) * ld + j, v[r]);
       });
     }
   }

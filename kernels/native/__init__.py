@@ -12,8 +12,6 @@ from . import build
 
 name = "native"
 
-_KINDS = {"full": 0, "mask": 1, "lengths": 2, "offsets": 3}  # csrc/cpu/call.h
-
 
 def unsupported(problem: Problem) -> list[str]:
     """Why the C++ extension can't serve the problem; the first one that it could serve builds it."""
@@ -40,11 +38,5 @@ def backward(
 
 
 def _operands(a: Side, b: Side, bias: Tensor | None, scale: float) -> tuple[Any, ...]:
-    tensors = (_rows(t) for t in (a.f, b.f, a.x, b.x))
     extents = (t if t is None else t.contiguous() for t in (a.extent, b.extent))
-    return *tensors, *extents, _KINDS[a.kind], _KINDS[b.kind], a.length, b.length, a.pairs, bias, scale
-
-
-def _rows(t: Tensor) -> Tensor:
-    """The kernels read rows of adjacent numbers, as far apart as may be."""
-    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
+    return a.f, b.f, a.x, b.x, *extents, bias, scale

@@ -136,8 +136,9 @@ def _build(root: Path, sources: tuple[str, ...], compiler: str, flags: list[str]
         (folder / "build.ninja").write_text(text)
         made = subprocess.run([_ninja(), "-C", name], capture_output=True, text=True, check=False)
         if made.returncode != 0:
-            tail = "\n".join((made.stdout + made.stderr).splitlines()[-40:])
-            raise BuildError(f"{compiler} failed:\n{tail}")
+            lines = (made.stdout + made.stderr).splitlines()
+            first = next((line for line in lines if "error" in line), f"exit status {made.returncode}")
+            raise BuildError("\n".join([f"{compiler} failed: {first}", *lines[-40:]]))
         os.replace(folder / "library.so", finished)
 
 

@@ -1,0 +1,70 @@
+// What the products multiply: a float, a double, or two bfloat16 at once where the processor has an instruction.
+#pragma once
+
+#include "simd.h"
+#include "storage.h"
+
+namespace coalign {
+
+// Two bfloat16 of a row, or of two rows: the first in the low half.
+using Pair = uint32_t;
+
+#if defined(__AVX512BF16__)
+constexpr bool kHasPairs = true;
+#else
+constexpr bool kHasPairs = false;
+#endif
+
+template <class E>
+using Sum = std::conditional_t<std::is_same_v<E, Pair>, float, E>;  // products are added up in it
+
+template <class E>
+constexpr int kPer = std::is_same_v<E, Pair> ? 2 : 1;  // numbers in an element
+
+// The element that numbers are multiplied as which lie in memory as S: half precision is widened, or paired.
+template <class S>
+using Element = std::conditional_t<std::is_same_v<S, BFloat16> && kHasPairs, Pair, Compute<S>>;
+
+// sum + a b, lane by lane; of pairs, both products.
+template <class E>
+ALWAYS_INLINE inline Vec<Sum<E>> multiply_add(Vec<Sum<E>> sum, Vec<E> a, Vec<E> b) {
+  if constexpr (!std::is_same_v<E, Pair>) {
+    return sum + a * b;
+  } else {
+#if defined(__AVX512BF16__)
+    return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+    static_assert(!std::is_same_v<E, Pair>, "no instruction for pairs");
+#endif
+  }
+}
+
+// Rounded to bfloat16: pairs of neighbours in 2 * lanes numbers; pairs of one number each from two rows.
+#if defined(__AVX512BF16__)
+inline Vec<Pair> pairs_along(const float* row) {
+  return (Vec<Pair>)_mm512_cvtne2ps_pbh((__m512)load(row + lanes<float>), (__m512)load(row));
+}
+
+inline Vec<Pair> pairs_across(Vec<float> first, Vec<float> second) {
+  const auto widened = [](Vec<float> v) {
+    return (Vec<Pair>)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
+  };
+  return widened(first) | widened(second) << 16;
+}
+#endif
+
+// A row rounded to how it lies in memory.
+template <class S>
+void narrow_row(const float* __restrict row, int width, S* __restrict out) {
+  int d = 0;
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    for (; d + 2 * lanes<float> <= width; d += 2 * lanes<float>) {
+      store(reinterpret_cast<Pair*>(out + d), pairs_along(row + d));
+    }
+  }
+#endif
+  for (; d < width; ++d) narrow(row[d], out + d);
+}
+
+}  // namespace coalign

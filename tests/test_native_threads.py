@@ -1,0 +1,103 @@
+"""The C++ kernels and threads: the same bits for any number of them, many callers at once, and fork."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+import torch
+
+import coalign
+
+CASES = {
+    "long rows": {"pairs": 1, "m": 513, "n": 200, "mask": False},
+    "long columns": {"pairs": 2, "m": 100, "n": 700, "mask": False},
+    "masked": {"pairs": 1, "m": 300, "n": 260, "mask": True},
+    "many short": {"pairs": 40, "m": 20, "n": 12, "mask": True},
+}
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def align(dtype, pairs, m, n, mask):
+    """Everything that a forward and a backward pass find, with a bias."""
+    generator = torch.Generator().manual_seed(0)
+    made = [
+        torch.randn(pairs, rows, w, generator=generator).to(dtype) for rows, w in ((m, 40), (n, 40), (m, 24), (n, 17))
+    ]
+    inputs = [*made, torch.randn(pairs, m, n, generator=generator)]
+    for t in inputs:
+        t.requires_grad_()
+    options = {}
+    if mask:
+        options["mask_a"] = torch.rand(pairs, m, generator=generator) < 0.7
+        options["lengths_b"] = torch.randint(0, n + 1, (pairs,), generator=generator)
+    out = coalign.soft_align(*inputs[:4], bias=inputs[4], scale=0.3, return_lse=True, backend="native", **options)
+    return [*out, *torch.autograd.grad(out, inputs, [torch.ones_like(t) for t in out])]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_bits_do_not_depend_on_threads(case, dtype, threads):
+    """Long pairs are shared out among threads, and nothing may show of it."""
+    threads(1)
+    alone = align(dtype, **CASES[case])
+    for count in (2, 3, 16):
+        threads(count)
+        for found, expected in zip(align(dtype, **CASES[case]), alone, strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_sharing_does_happen(threads):
+    """Were the parts of a pair not done at all, equal bits would prove little: every part's rows are right."""
+    threads(16)
+    inputs = [torch.randn(1, rows, 32, dtype=torch.float64) for rows in (700, 650, 700, 650)]
+    found, expected = (coalign.soft_align(*inputs, return_lse=True, backend=name) for name in ("native", "reference"))
+    for t, e in zip(found, expected, strict=True):
+        assert torch.allclose(t, e, rtol=1e-11, atol=1e-12)
+
+
+def test_many_threads_call_at_once():
+    cases = [(torch.float32, CASES[name]) for name in CASES] + [(torch.bfloat16, CASES["masked"])]
+    expected = [align(dtype, **case) for dtype, case in cases]
+    wrong = []
+
+    def call(start):
+        for k in range(12):
+            at = (start + k) % len(cases)
+            found = align(cases[at][0], **cases[at][1])
+            wrong.extend(k for a, b in zip(found, expected[at], strict=True) if not torch.equal(a, b))
+
+    callers = [threading.Thread(target=call, args=(i,)) for i in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fork_after_a_call():
+    """A child of a process that has used the kernels, and so torch's threads, uses them as well (data loaders)."""
+    program = textwrap.dedent("""
+        import os, torch, coalign
+        torch.set_num_threads(1)  # the children's: OpenMP's own threads do not survive a fork
+        x = [torch.randn(4, n, w) for n, w in ((9, 8), (7, 8), (9, 5), (7, 3))]
+        before = coalign.soft_align(*x, backend="native")
+        child = os.fork()
+        if child == 0:
+            after = coalign.soft_align(*x, backend="native")
+            os._exit(0 if all(map(torch.equal, before, after)) else 1)
+        raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """)
+    done = subprocess.run([sys.executable, "-c", program], timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
