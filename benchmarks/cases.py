@@ -1,0 +1,118 @@
+"""What is measured: sizes, dtypes, lengths; and the inputs made from them.
+
+Lengths of real sentences are drawn from `snli_lengths.csv`, which counts the pairs of SNLI's development set (those
+with a label, 9,842) by the lengths of premise and hypothesis in whitespace tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One size of the operator.
+
+    lengths: "full" (every row a token), or "snli" (real sentences' lengths, cut to m and n rows).
+    packed: whether coalign gets the tokens packed; the peers, which know no such thing, get them padded and masked.
+    """
+
+    name: str
+    pairs: int
+    m: int
+    n: int
+    h: int = 200
+    d: int = 100
+    dtype: torch.dtype = torch.float32
+    lengths: Literal["full", "snli"] = "full"
+    packed: bool = False
+
+    @property
+    def size(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.pairs} x {self.m} x {self.n}, h={self.h}, d={self.d}, {dtype}"
+
+
+@dataclass
+class Inputs:
+    """Inputs of a case, padded; with lengths also masks, and packed where the case says so."""
+
+    padded: list[Tensor]
+    lengths: tuple[Tensor, Tensor] | None = None
+    masks: tuple[Tensor, Tensor] | None = None
+    packed: list[Tensor] | None = None
+    offsets: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def tokens(self) -> list[Tensor]:
+        """f_a, f_b, a, b as coalign takes them in this case."""
+        return self.padded if self.packed is None else self.packed
+
+
+def cpu_cases() -> list[Case]:
+    """The sizes that the C++ kernels are held to."""
+    half = torch.bfloat16
+    return [
+        Case("d2l full", 256, 50, 50),
+        Case("SNLI padded", 256, 50, 50, lengths="snli"),
+        Case("SNLI packed", 256, 50, 50, lengths="snli", packed=True),
+        Case("SNLI padded bfloat16", 256, 50, 50, lengths="snli", dtype=half),
+        Case("SNLI packed bfloat16", 256, 50, 50, lengths="snli", packed=True, dtype=half),
+        Case("stream", 8, 2048, 2048, h=64, d=64),
+        Case("stream bfloat16", 8, 2048, 2048, h=64, d=64, dtype=half),
+        Case("one pair 15 x 8", 1, 15, 8),
+        Case("one pair 50 x 50", 1, 50, 50),
+    ]
+
+
+def scaling_cases() -> list[Case]:
+    """More and more pairs: the cost of each should stay what it is."""
+    return [Case(f"{pairs} pairs", pairs, 50, 50, lengths="snli", packed=True) for pairs in (1, 16, 256, 4096, 100_000)]
+
+
+def make(case: Case, seed: int = 0) -> Inputs:
+    """Inputs of the case; the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    size_f, size_x = case.h**-0.25, 1.0  # scores of order 1, as a trained model's are
+    shapes = ((case.m, case.h, size_f), (case.n, case.h, size_f), (case.m, case.d, size_x), (case.n, case.d, size_x))
+    if case.lengths == "full":
+        made = (torch.randn(case.pairs, rows, w, generator=generator) * size for rows, w, size in shapes)
+        return Inputs([t.to(case.dtype) for t in made])
+    lengths = (len_a, len_b) = snli_lengths(case.pairs, case.m, case.n, seed=0)
+    masks = (torch.arange(case.m) < len_a[:, None], torch.arange(case.n) < len_b[:, None])
+    kept = (masks[0], masks[1], masks[0], masks[1])
+    if not case.packed:
+        made = (torch.randn(case.pairs, rows, w, generator=generator) * size for rows, w, size in shapes)
+        return Inputs([t.to(case.dtype) for t in made], lengths, masks)
+    packed = [
+        (torch.randn(int(keep.sum()), w, generator=generator) * size).to(case.dtype)
+        for keep, (_, w, size) in zip(kept, shapes, strict=True)
+    ]
+    offsets = tuple(torch.nn.functional.pad(length.cumsum(0), (1, 0)).int() for length in lengths)
+    padded = []
+    if case.pairs * case.m * case.h <= 1 << 27:  # the peers' form; too large to make for the longest series
+        for t, keep, (rows, w, _) in zip(packed, kept, shapes, strict=True):
+            whole = torch.zeros(case.pairs, rows, w, dtype=case.dtype)
+            whole[keep] = t
+            padded.append(whole)
+    return Inputs(padded, lengths, masks, packed, (offsets[0], offsets[1]))
+
+
+def snli_lengths(pairs: int, m: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Lengths of so many premises and hypotheses, drawn together."""
+    counted = _counted_lengths()
+    drawn = np.random.default_rng(seed).choice(len(counted), size=pairs, p=counted[:, 2] / counted[:, 2].sum())
+    lengths = torch.from_numpy(counted[drawn, :2].copy())
+    return lengths[:, 0].clamp(max=m), lengths[:, 1].clamp(max=n)
+
+
+@cache
+def _counted_lengths() -> np.ndarray:
+    return np.loadtxt(Path(__file__).with_name("snli_lengths.csv"), delimiter=",", skiprows=1, dtype=np.int64)
