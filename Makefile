@@ -7,8 +7,9 @@ WHEEL := .venv-wheel
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses $(WORKERS)
 DATA ?=
+ARGS ?=
 
-.PHONY: help demo test test-python test-triton test-narrow sanitize lint clean
+.PHONY: help demo test test-python test-triton test-narrow sanitize bench lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -35,6 +36,9 @@ sanitize: $(VENV)/installed ## run the C++ kernels' tests under the address and 
 	COALIGN_NATIVE_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so) $$(cc -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -p no:xdist tests/test_operator*.py -k "$(SANITIZE)"
+
+bench: $(VENV)/installed ## time the operator on this processor against PyTorch (some minutes, on an idle machine)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(VENV)/installed ## check style and types (types on the installed wheel: checkers can't follow editable installs)
 	$(BIN)/ruff check

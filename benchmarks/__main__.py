@@ -26,12 +26,16 @@ def main(
     ] = False,
     output: Annotated[Path, typer.Option(help="the file of JSON lines that results are added to")] = DEFAULT,
     show: Annotated[bool, typer.Option("--report", help="measure nothing: print the tables of the file")] = False,
+    markdown: Annotated[bool, typer.Option(help="print the table of ratios as the README has it")] = False,
 ) -> None:
     """Time soft alignment on the CPU against eager PyTorch, torch.compile and two calls of SDPA."""
-    console = Console()
+    console = Console() if Console().is_terminal else Console(width=120)
+    if markdown:
+        print(report.markdown(report.ratios(results.read(output))))
+        return
     if show:
         lines = results.read(output)
-        console.print(report.ratios(lines), report.scaling(lines))
+        console.print(report.table(report.ratios(lines)), report.scaling(lines))
         return
     cases = [case for case in (scaling_cases() if scaling else cpu_cases()) if only in case.name]
     if not cases:
@@ -48,7 +52,7 @@ def main(
                     found = measured(case, direction, rounds, scaling, count, lambda: progress.advance(task))
                     results.append(output, found)  # at once: what is measured is not lost when something stops
                     lines += found
-    console.print(report.scaling(lines) if scaling else report.ratios(lines))
+    console.print(report.scaling(lines) if scaling else report.table(report.ratios(lines)))
     console.print(f"added to {output}: {results.device()}, {threads} threads, PyTorch {torch.__version__}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
@@ -22,32 +22,63 @@ TARGETS = {
 DIRECTIONS = ("forward", "forward + backward")
 
 
-def ratios(lines: Iterable[dict[str, Any]]) -> Table:
-    """One row a case and direction: coalign's time, the fastest peer's, their ratio beside the target."""
-    table = Table("case", "direction", "coalign", "fastest peer", "ratio", "target", "20 % to 80 %", "memory")
+class Ratio(NamedTuple):
+    """One case in one direction, as text: the medians, and how many times as long the fastest peer takes."""
+
+    case: str
+    direction: str
+    coalign: str
+    fastest_peer: str
+    ratio: str
+    spread: str
+    target: str
+    memory: str
+
+
+HEADINGS = Ratio("case", "pass", "coalign", "fastest peer", "ratio", "20–80 %", "target", "memory : peer's")
+
+
+def ratios(lines: Iterable[dict[str, Any]]) -> list[Ratio]:
+    """coalign against the fastest peer in each case and direction; the latest result of a kind counts."""
     groups: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for line in lines:  # a later result replaces an earlier one of the same kind
+    for line in lines:
         groups.setdefault((line["case"], line["direction"]), {})[line["contender"]] = line
-    for (case, direction), found in groups.items():
-        peers = {name: line for name, line in found.items() if name != "coalign"}
-        if "coalign" not in found or not peers:
+    found = []
+    for (case, direction), of in groups.items():
+        peers = [name for name in of if name != "coalign"]
+        if "coalign" not in of or not peers:
             continue
-        own = found["coalign"]
-        name = min(peers, key=lambda peer: peers[peer]["p50"])
-        peer = peers[name]
+        name = min(peers, key=lambda peer: of[peer]["p50"])
+        own, peer = of["coalign"], of[name]
         ratio = peer["p50"] / own["p50"]
         target = TARGETS[case][DIRECTIONS.index(direction)] if case in TARGETS else None
-        table.add_row(
-            case,
-            direction,
-            time(own["p50"]),
-            f"{time(peer['p50'])} {name}",
-            f"{ratio:.2f}",
-            "" if target is None else f"{target:g} {'met' if ratio >= target else 'missed'}",
-            f"{peer['p20'] / own['p80']:.2f} to {peer['p80'] / own['p20']:.2f}",
-            f"{memory(own['memory'])} : {memory(peer['memory'])}",
+        found.append(
+            Ratio(
+                case,
+                "both" if direction == "forward + backward" else direction,
+                time(own["p50"]),
+                f"{time(peer['p50'])} {name}",
+                f"{ratio:.2f}",
+                f"{peer['p20'] / own['p80']:.2f}–{peer['p80'] / own['p20']:.2f}",
+                "" if target is None else f"{target:g} {'met' if ratio >= target else 'missed'}",
+                f"{memory(own['memory'])} : {memory(peer['memory'])} MiB",
+            )
         )
-    return table
+    return found
+
+
+def table(rows: Iterable[Ratio]) -> Table:
+    made = Table(*HEADINGS)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def markdown(rows: Iterable[Ratio]) -> str:
+    """The table for the README, which needs no targets."""
+    keep = [i for i, name in enumerate(Ratio._fields) if name != "target"]
+    lines = [HEADINGS, ["---"] * len(HEADINGS), *rows]
+    return "\n".join("| " + " | ".join(line[i] for i in keep) + " |" for line in lines)
 
 
 def scaling(lines: Iterable[dict[str, Any]]) -> Table:
@@ -68,4 +99,4 @@ def time(seconds: float) -> str:
 
 
 def memory(count: int | None) -> str:
-    return "?" if count is None else f"{count / 2**20:.1f} MiB"
+    return "?" if count is None else f"{count / 2**20:.1f}"

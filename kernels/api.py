@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, overload
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -93,9 +94,11 @@ def soft_align(
         BackendUnavailable: the backend named can't serve this call; the message says why.
     """
     a_side, b_side, bias = _padded(f_a, f_b, a, b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
-    found = ops.align(_fold(a_side), _fold(b_side), _fold_bias(bias, f_a), float(scale), backend)
-    batch = f_a.shape[:-2]
-    if len(batch) not in (1, 2):
+    if f_a.ndim in (3, 4):
+        found = ops.align(a_side, b_side, bias, float(scale), backend)
+    else:
+        found = ops.align(_fold(a_side), _fold(b_side), _fold_bias(bias, f_a), float(scale), backend)
+        batch = f_a.shape[:-2]
         found = Alignment(*(t.reshape(*batch, *t.shape[k:]) for t, k in zip(found, (-2, -2, -1, -1), strict=True)))
     return SoftAlignmentWithLse(*found) if return_lse else SoftAlignment(found.beta, found.alpha)
 
@@ -208,21 +211,40 @@ def _padded(
 def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The four operands checked, and cast where autocast says so."""
     operands: tuple[Tensor, ...] = (f_a, f_b, a, b)
-    for name, t in zip(_OPERANDS, operands, strict=True):
-        _check_tensor(name, t, f_a)
+    if not Tensor is type(f_a) is type(f_b) is type(a) is type(b):
+        for name, t in zip(_OPERANDS, operands, strict=True):
+            if not isinstance(t, Tensor):
+                raise TypeError(f"{name} must be a tensor, not {type(t).__name__}")
     if torch.is_autocast_enabled(f_a.device.type):
         operands = _autocast(operands)
     f_a, f_b, a, b = operands
-    dtype, shapes = f_a.dtype, [tuple(t.shape) for t in operands]
-    for name, t, shape in zip(_OPERANDS, operands, shapes, strict=True):
-        if t.dtype not in DTYPES:
-            raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, not {t.dtype}")
-        if t.dtype != dtype:
-            raise TypeError(f"{name} must be {dtype}, like f_a, not {t.dtype}; cast them alike")
-        if packed and len(shape) != 2:
-            raise ValueError(f"{name} must be (total, width) when packed, not {shape}")
-        if len(shape) < 2:
-            raise ValueError(f"{name} must be (*batch, length, width), not {shape}")
+    # tracers have symbols for sizes, and nothing to be remembered by
+    check = _check_operands if ops.unobserved(operands) else _check_operands.__wrapped__
+    check(
+        packed,
+        *(f_a.shape, f_b.shape, a.shape, b.shape),
+        *(f_a.dtype, f_b.dtype, a.dtype, b.dtype),
+        *(f_a.device, f_b.device, a.device, b.device),
+        *(f_a.layout, f_b.layout, a.layout, b.layout),
+    )
+    return f_a, f_b, a, b
+
+
+@lru_cache(maxsize=4096)
+def _check_operands(packed: bool, *described: Any) -> None:
+    """Check the operands by their shapes, dtypes, devices and layouts, four of each; what was found good stays so."""
+    sizes, dtypes, devices, layouts = (described[i : i + 4] for i in (0, 4, 8, 12))
+    shapes = [tuple(size) for size in sizes]
+    for name, device, layout in zip(_OPERANDS, devices, layouts, strict=True):
+        _check_place(name, device, layout, devices[0])
+    if dtypes[0] not in DTYPES:
+        raise TypeError(f"f_a must be float32, bfloat16, float16 or float64, not {dtypes[0]}")
+    for name, dtype, shape in zip(_OPERANDS, dtypes, shapes, strict=True):
+        if dtype != dtypes[0]:
+            raise TypeError(f"{name} must be {dtypes[0]}, like f_a, not {dtype}; cast them alike")
+        if len(shape) != 2 if packed else len(shape) < 2:
+            expected = "(total, width) when packed" if packed else "(*batch, length, width)"
+            raise ValueError(f"{name} must be {expected}, not {shape}")
         if shape[-1] < 1:
             raise ValueError(f"{name} must be at least 1 wide, but its shape is {shape}")
     of_f_a, of_f_b, of_a, of_b = shapes
@@ -237,17 +259,19 @@ def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> t
         raise ValueError(
             f"f_a and f_b must have the same batch dimensions; they are {of_f_a} and {of_f_b}"
         )
-    return f_a, f_b, a, b
 
 
 def _check_tensor(name: str, value: object, like: Tensor) -> None:
-    """like: f_a, which is checked first."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")
-    if value.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense (strided) tensor, not {value.layout}")
-    if value.device != like.device:
-        raise TypeError(f"{name} must be on {like.device}, like f_a, not on {value.device}")
+    _check_place(name, value.device, value.layout, like.device)
+
+
+def _check_place(name: str, device: torch.device, layout: torch.layout, expected: torch.device) -> None:
+    if layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, not {layout}")
+    if device != expected:
+        raise TypeError(f"{name} must be on {expected}, like f_a, not on {device}")
 
 
 def _check_scale(scale: float) -> None:

@@ -41,7 +41,6 @@ def align(a: Side, b: Side, bias: Tensor | None = None, scale: float = 1.0, back
 
     Sides are 3-d or 4-d when padded and 2-d when packed; bias is None or broadcasts to (*batch, m, n).
     """
-    operands = (a.f, b.f, a.x, b.x, a.extent, b.extent, bias, a.length, b.length, scale, backend)
     if torch.is_grad_enabled() and (
         a.f.requires_grad
         or b.f.requires_grad
@@ -49,17 +48,30 @@ def align(a: Side, b: Side, bias: Tensor | None = None, scale: float = 1.0, back
         or b.x.requires_grad
         or (bias is not None and bias.requires_grad)
     ):
-        return Alignment(*_SoftAlign.apply(*operands))
-    return Alignment(*_forward(*_expanded(operands)))
+        return Alignment(*_SoftAlign.apply(*_flat(a, b, bias, scale, backend)))
+    return _forward(a, b, bias, scale, backend)
 
 
-def _forward(*operands: Any) -> tuple[Tensor, ...]:
-    return (_soft_align if _unobserved(operands) else torch.ops.coalign.soft_align.default)(*operands)
+def _forward(a: Side, b: Side, bias: Tensor | None, scale: float, backend: str | None) -> Alignment:
+    bias = _expanded(bias, a, b)
+    if unobserved((*a, *b, bias)):
+        return _soft_align(a, b, bias, scale, backend)
+    return Alignment(*torch.ops.coalign.soft_align.default(*_flat(a, b, bias, scale, backend)))
 
 
-def _backward(*arguments: Any) -> tuple[Tensor, ...]:
-    return (_soft_align_backward if _unobserved(arguments) else torch.ops.coalign.soft_align_backward.default)(
-        *arguments
+# fmt: off
+def _backward(
+    a: Side, b: Side, bias: Tensor | None, scale: float, backend: str | None,
+    saved: Alignment, grads: AlignmentGrads, bias_grad: bool,
+) -> OperandGrads:
+    # fmt: on
+    bias = _expanded(bias, a, b)
+    if unobserved((*a, *b, bias, *saved, *grads)):
+        return _soft_align_backward(a, b, bias, scale, backend, saved, grads, bias_grad)
+    return OperandGrads(
+        *torch.ops.coalign.soft_align_backward.default(
+            *_flat(a, b, bias, scale, backend), *saved, *grads, bias_grad
+        )
     )
 
 
@@ -68,7 +80,7 @@ _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _transforms = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: True)
 
 
-def _unobserved(arguments: tuple[Any, ...]) -> bool:
+def unobserved(arguments: tuple[Any, ...]) -> bool:
     """Whether nothing looks at operators (a tracer, a dispatch mode, a function transform, a tensor subclass), so
     that what the operator would do can be done without the operator: a fifth of a small call's time on the CPU."""
     return (
@@ -79,13 +91,13 @@ def _unobserved(arguments: tuple[Any, ...]) -> bool:
     )
 
 
-_PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None), int, float, bool, str})
+_PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None), int})
 
 
 class _SoftAlign(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *operands: Any) -> tuple[Tensor, ...]:
-        outputs = _forward(*_expanded(operands))
+    def forward(ctx: Any, *operands: Any) -> Alignment:
+        outputs = _forward(*_sides(*operands))
         ctx.save_for_backward(*operands[:7], *outputs)
         ctx.rest = operands[7:]
         ctx.set_materialize_grads(False)
@@ -94,28 +106,28 @@ class _SoftAlign(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
-        operands, outputs = (*saved[:7], *ctx.rest), saved[7:]
+        operands, outputs = (*saved[:7], *ctx.rest), Alignment(*saved[7:])
         if all(g is None for g in grads):
             return (None,) * len(operands)
         dbeta, dalpha, dlse_a, dlse_b = grads
-        dbeta = torch.zeros_like(outputs[0]) if dbeta is None else dbeta
-        dalpha = torch.zeros_like(outputs[1]) if dalpha is None else dalpha
+        dbeta = torch.zeros_like(outputs.beta) if dbeta is None else dbeta
+        dalpha = torch.zeros_like(outputs.alpha) if dalpha is None else dalpha
+        arrived = AlignmentGrads(dbeta, dalpha, dlse_a, dlse_b)
         if torch.is_grad_enabled():  # create_graph=True: the gradient needs a gradient of its own
-            return _differentiable_backward(operands, (dbeta, dalpha, dlse_a, dlse_b), ctx.needs_input_grad)
+            return _differentiable_backward(operands, arrived, ctx.needs_input_grad)
         bias = operands[6]
         bias_grad = bias is not None and ctx.needs_input_grad[6]
-        df_a, df_b, da, db, dbias = _backward(*_expanded(operands), *outputs, dbeta, dalpha, dlse_a, dlse_b, bias_grad)
+        found = _backward(*_sides(*operands), outputs, arrived, bias_grad)
         # summed over what was broadcast before it is rounded to the bias' own dtype
-        summed = dbias.sum_to_size(bias.shape).to(bias.dtype) if bias_grad else None
-        return df_a, df_b, da, db, None, None, summed, None, None, None, None
+        dbias = found.bias.sum_to_size(bias.shape).to(bias.dtype) if bias_grad and found.bias is not None else None
+        return found.f_a, found.f_b, found.a, found.b, None, None, dbias, None, None, None, None
 
 
-def _expanded(operands: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The operands with their bias broadcast to (*batch, m, n), as a view."""
-    f_a, f_b, bias = operands[0], operands[1], operands[6]
-    if bias is None or bias.shape == (*f_a.shape[:-1], f_b.shape[-2]):
-        return operands
-    return (*operands[:6], bias.expand(*f_a.shape[:-1], f_b.shape[-2]), *operands[7:])
+def _expanded(bias: Tensor | None, a: Side, b: Side) -> Tensor | None:
+    """The bias broadcast to (*batch, m, n), as a view."""
+    if bias is None or bias.shape == (*a.f.shape[:-1], b.f.shape[-2]):
+        return bias
+    return bias.expand(*a.f.shape[:-1], b.f.shape[-2])
 
 
 def _differentiable_backward(
@@ -132,42 +144,50 @@ def _differentiable_backward(
     return tuple(next(found) if n else None for n in needed)
 
 
+# fmt: off
+def _flat(a: Side, b: Side, bias: Tensor | None, scale: float, backend: str | None) -> tuple[Any, ...]:
+    """The operators' operands in their order, which only this function and the next one know."""
+    return a.f, b.f, a.x, b.x, a.extent, b.extent, bias, a.length, b.length, scale, backend
+
+
 def _sides(
-    f_a: Tensor,
-    f_b: Tensor,
-    a: Tensor,
-    b: Tensor,
-    extent_a: Tensor | None,
-    extent_b: Tensor | None,
-    bias: Tensor | None,
-    length_a: int,
-    length_b: int,
-    scale: float,
-    backend: str | None,
+    f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, extent_a: Tensor | None, extent_b: Tensor | None,
+    bias: Tensor | None, length_a: int, length_b: int, scale: float, backend: str | None,
 ) -> tuple[Side, Side, Tensor | None, float, str | None]:
-    """The operators' flat operands as sides: the one place that knows their order."""
     return Side(f_a, a, extent_a, length_a), Side(f_b, b, extent_b, length_b), bias, scale, backend
+# fmt: on
 
 
-def _soft_align(*operands: Any) -> tuple[Tensor, ...]:
-    a, b, bias, scale, name = _sides(*operands)
-    _check_extents(a, b)
+def _soft_align(a: Side, b: Side, bias: Tensor | None, scale: float, name: str | None) -> Alignment:
+    if a.extent is not None or b.extent is not None:
+        _check_extents(a, b)
     backend = dispatch.choose(Problem.of(a, b, bias), name)
     if _nothing_to_align(a, b):
         beta, alpha, lse_a, lse_b = _empty_alignment(a, b)
-        return beta.zero_(), alpha.zero_(), lse_a.fill_(-torch.inf), lse_b.fill_(-torch.inf)
-    return tuple(backend.forward(a, b, bias, scale))
+        return Alignment(beta.zero_(), alpha.zero_(), lse_a.fill_(-torch.inf), lse_b.fill_(-torch.inf))
+    return backend.forward(a, b, bias, scale)
 
 
-def _soft_align_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    a, b, bias, scale, name = _sides(*arguments[:11])
-    saved, grads, bias_grad = Alignment(*arguments[11:15]), AlignmentGrads(*arguments[15:19]), arguments[19]
+# fmt: off
+def _soft_align_backward(
+    a: Side, b: Side, bias: Tensor | None, scale: float, name: str | None,
+    saved: Alignment, grads: AlignmentGrads, bias_grad: bool,
+) -> OperandGrads:
+    # fmt: on
     backend = dispatch.choose(Problem.of(a, b, bias, backward=True), name)
     if _nothing_to_align(a, b):
-        return tuple(t.zero_() for t in _empty_operand_grads(a, b, bias, bias_grad))
-    found: OperandGrads = backend.backward(a, b, bias, scale, saved, grads, bias_grad)
-    dbias = a.f.new_empty(0) if found.bias is None else found.bias
-    return found.f_a, found.f_b, found.a, found.b, dbias
+        return OperandGrads(*(t.zero_() for t in _empty_operand_grads(a, b, bias, bias_grad)))
+    return backend.backward(a, b, bias, scale, saved, grads, bias_grad)
+
+
+def _registered(*operands: Any) -> tuple[Tensor, ...]:
+    return tuple(_soft_align(*_sides(*operands)))
+
+
+def _registered_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    sides, saved, grads, bias_grad = arguments[:11], arguments[11:15], arguments[15:19], arguments[19]
+    *found, dbias = _soft_align_backward(*_sides(*sides), Alignment(*saved), AlignmentGrads(*grads), bias_grad)
+    return *found, sides[0].new_empty(0) if dbias is None else dbias
 
 
 def _fake_soft_align(*operands: Any) -> tuple[Tensor, ...]:
@@ -232,7 +252,7 @@ def _check_extents(a: Side, b: Side) -> None:
             )
 
 
-_library.impl("soft_align", _soft_align, "CompositeExplicitAutograd")
-_library.impl("soft_align_backward", _soft_align_backward, "CompositeExplicitAutograd")
+_library.impl("soft_align", _registered, "CompositeExplicitAutograd")
+_library.impl("soft_align_backward", _registered_backward, "CompositeExplicitAutograd")
 torch.library.register_fake("coalign::soft_align", _fake_soft_align, lib=_library)
 torch.library.register_fake("coalign::soft_align_backward", _fake_soft_align_backward, lib=_library)

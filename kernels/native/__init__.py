@@ -38,5 +38,6 @@ def backward(
 
 
 def _operands(a: Side, b: Side, bias: Tensor | None, scale: float) -> tuple[Any, ...]:
-    extents = (t if t is None else t.contiguous() for t in (a.extent, b.extent))
-    return a.f, b.f, a.x, b.x, *extents, bias, scale
+    extent_a = None if a.extent is None else a.extent.contiguous()
+    extent_b = None if b.extent is None else b.extent.contiguous()
+    return a.f, b.f, a.x, b.x, extent_a, extent_b, bias, scale
