@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 WHEEL := .venv-wheel
 WORKERS ?= 2
+MODEL_TESTS := tests/test_frozen.py tests/test_mlp.py tests/test_dropout.py
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses $(WORKERS)
 DATA ?=
 ARGS ?=
 
-.PHONY: help demo test test-python test-triton test-narrow sanitize bench lint clean
+.PHONY: help demo test test-python test-triton test-narrow sanitize bench gpu-check gpu-bench gpu-tune lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -28,17 +29,34 @@ test-triton: $(VENV)/installed
 
 # processors with AVX-512 pretend to have AVX2 only; for others these are the same tests again
 test-narrow: $(VENV)/installed
-	COALIGN_NATIVE_FLAGS="-mno-avx512f" $(PYTEST) tests/test_operator*.py -k native
+	COALIGN_NATIVE_FLAGS="-mno-avx512f" $(PYTEST) tests/test_operator*.py $(MODEL_TESTS) -k "native or mlp or dropout or sizes"
 
 # the C++ kernels under the address and undefined-behaviour sanitizers; SANITIZE= selects tests
-SANITIZE ?= native and oracle
+SANITIZE ?= (native or simulated) and oracle or native and masked_models or sizes or one_kernel or half_precision or impossible or unknown or what_stays
 sanitize: $(VENV)/installed ## run the C++ kernels' tests under the address and undefined-behaviour sanitizers
 	COALIGN_NATIVE_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so) $$(cc -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -p no:xdist tests/test_operator*.py -k "$(SANITIZE)"
+	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -p no:xdist tests/test_operator*.py $(MODEL_TESTS) -k "$(SANITIZE)"
 
-bench: $(VENV)/installed ## time the operator on this processor against PyTorch (some minutes, on an idle machine)
+bench: $(VENV)/installed ## time the operator against PyTorch (minutes, on an idle machine); ARGS=--model: the whole model
 	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks --report $(filter --model,$(ARGS))
+
+# on a machine with a GPU and no network, in the Python that is there; what is done already is not done again
+GPU_SECONDS ?= 440
+gpu-bench: ## time the operator on this machine's GPU, most important cases first; GPU_SECONDS=440 is the limit
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PYTHON) -m benchmarks --suite gpu --resume --seconds $(GPU_SECONDS) $(ARGS)
+	$(PYTHON) -m benchmarks --report
+
+gpu-tune: ## try the kernels' tile choices on this machine's GPU; GPU_SECONDS=440 is the limit
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PYTHON) -m benchmarks.tune --seconds $(GPU_SECONDS)
+
+# with PYTHON and what is installed there: PyTorch, the CUDA toolkit, pytest, hypothesis; no network
+gpu-check: ## build the CUDA kernels and run all that needs a GPU, on a machine that has one
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PYTHON) tests/gpu_check.py
 
 lint: $(VENV)/installed ## check style and types (types on the installed wheel: checkers can't follow editable installs)
 	$(BIN)/ruff check

@@ -1,1 +1,1 @@
-"""Benchmarks of the operator: cases, the peers they are compared with, how it is measured, where results are kept."""
+"""Benchmarks of the operator and of the whole model: cases, peers, how it is measured, where results are kept."""

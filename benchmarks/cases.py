@@ -1,12 +1,12 @@
-"""What is measured: sizes, dtypes, lengths; and the inputs made from them.
+"""What is measured: sizes, dtypes, lengths; and the inputs made from them. `suites.py` lists the cases.
 
 Lengths of real sentences are drawn from `snli_lengths.csv`, which counts the pairs of SNLI's development set (those
-with a label, 9,842) by the lengths of premise and hypothesis in whitespace tokens.
+with a label, 9,842) by the lengths of premise and hypothesis in tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -20,8 +20,10 @@ from torch import Tensor
 class Case:
     """One size of the operator.
 
-    lengths: "full" (every row a token), or "snli" (real sentences' lengths, cut to m and n rows).
+    lengths: "full" (every row a token), "snli" (real sentences' lengths, cut to m and n rows), or "half" (between
+        half and all of the rows).
     packed: whether coalign gets the tokens packed; the peers, which know no such thing, get them padded and masked.
+    tf32: whether float32 may be multiplied as TF32, on GPUs that can.
     """
 
     name: str
@@ -31,12 +33,13 @@ class Case:
     h: int = 200
     d: int = 100
     dtype: torch.dtype = torch.float32
-    lengths: Literal["full", "snli"] = "full"
+    lengths: Literal["full", "snli", "half"] = "full"
     packed: bool = False
+    tf32: bool = False
 
     @property
     def size(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
+        dtype = "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
         return f"{self.pairs} x {self.m} x {self.n}, h={self.h}, d={self.d}, {dtype}"
 
 
@@ -56,36 +59,27 @@ class Inputs:
         return self.padded if self.packed is None else self.packed
 
 
-def cpu_cases() -> list[Case]:
-    """The sizes that the C++ kernels are held to."""
-    half = torch.bfloat16
-    return [
-        Case("d2l full", 256, 50, 50),
-        Case("SNLI padded", 256, 50, 50, lengths="snli"),
-        Case("SNLI packed", 256, 50, 50, lengths="snli", packed=True),
-        Case("SNLI padded bfloat16", 256, 50, 50, lengths="snli", dtype=half),
-        Case("SNLI packed bfloat16", 256, 50, 50, lengths="snli", packed=True, dtype=half),
-        Case("stream", 8, 2048, 2048, h=64, d=64),
-        Case("stream bfloat16", 8, 2048, 2048, h=64, d=64, dtype=half),
-        Case("one pair 15 x 8", 1, 15, 8),
-        Case("one pair 50 x 50", 1, 50, 50),
-    ]
+def make(case: Case, seed: int = 0, device: torch.device | str = "cpu") -> Inputs:
+    """Inputs of the case on a device; the same for the same seed. No number is a special one: data of zeros lets
+    processors run faster than real data does."""
+    made = _make(case, seed)
+    if torch.device(device).type == "cpu":
+        return made
+
+    def moved(tensors):
+        return None if tensors is None else type(tensors)(t.to(device) for t in tensors)
+
+    return Inputs(*(moved(getattr(made, own.name)) for own in fields(made)))
 
 
-def scaling_cases() -> list[Case]:
-    """More and more pairs: the cost of each should stay what it is."""
-    return [Case(f"{pairs} pairs", pairs, 50, 50, lengths="snli", packed=True) for pairs in (1, 16, 256, 4096, 100_000)]
-
-
-def make(case: Case, seed: int = 0) -> Inputs:
-    """Inputs of the case; the same for the same seed."""
+def _make(case: Case, seed: int) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     size_f, size_x = case.h**-0.25, 1.0  # scores of order 1, as a trained model's are
     shapes = ((case.m, case.h, size_f), (case.n, case.h, size_f), (case.m, case.d, size_x), (case.n, case.d, size_x))
     if case.lengths == "full":
         made = (torch.randn(case.pairs, rows, w, generator=generator) * size for rows, w, size in shapes)
         return Inputs([t.to(case.dtype) for t in made])
-    lengths = (len_a, len_b) = snli_lengths(case.pairs, case.m, case.n, seed=0)
+    lengths = (len_a, len_b) = lengths_of(case)
     masks = (torch.arange(case.m) < len_a[:, None], torch.arange(case.n) < len_b[:, None])
     kept = (masks[0], masks[1], masks[0], masks[1])
     if not case.packed:
@@ -103,6 +97,17 @@ def make(case: Case, seed: int = 0) -> Inputs:
             whole[keep] = t
             padded.append(whole)
     return Inputs(padded, lengths, masks, packed, (offsets[0], offsets[1]))
+
+
+def lengths_of(case: Case) -> tuple[Tensor, Tensor]:
+    """How many tokens each pair has on either side; the same for all inputs of a case."""
+    if case.lengths == "full":
+        return torch.full((case.pairs,), case.m), torch.full((case.pairs,), case.n)
+    if case.lengths == "snli":
+        return snli_lengths(case.pairs, case.m, case.n, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    len_a, len_b = (torch.randint((k + 1) // 2, k + 1, (case.pairs,), generator=generator) for k in (case.m, case.n))
+    return len_a, len_b
 
 
 def snli_lengths(pairs: int, m: int, n: int, seed: int) -> tuple[Tensor, Tensor]:

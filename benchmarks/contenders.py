@@ -6,6 +6,7 @@ A contender takes f_a, f_b, a, b (padded, but for coalign where the case is pack
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 import coalign
 
 from .cases import Case, Inputs
+from .targets import Direction
 
 Align = Callable[..., tuple[Tensor, Tensor]]
 
@@ -22,12 +24,27 @@ def contenders(case: Case, inputs: Inputs, backend: str | None = None) -> dict[s
     """Contenders by name, each to be called with four tensors laid out like the inputs'."""
     masks = inputs.masks or (None, None)
     compiled = torch.compile(eager, dynamic=False)
+    tuned = torch.compile(eager, dynamic=False, mode="max-autotune-no-cudagraphs")
     return {
         "coalign": _coalign(case, inputs, backend),
         "eager": lambda *x: eager(*x, *masks),
         "torch.compile": lambda *x: compiled(*x, *masks),
+        "torch.compile, max-autotune": lambda *x: tuned(*x, *masks),
         "2 x SDPA": lambda *x: twice_sdpa(*x, *masks),
+        "2 x FlexAttention": twice_flex(case, inputs),
+        "2 x varlen_attn": twice_varlen(case, inputs),
     }
+
+
+def absent(name: str, case: Case, direction: Direction, device: str) -> str | None:
+    """Why a contender does not take part in a case; None: it does."""
+    if name in ("torch.compile, max-autotune", "2 x FlexAttention", "2 x varlen_attn") and device == "cpu":
+        return "needs a GPU"
+    if name == "2 x FlexAttention" and case.pairs == 1:
+        return "refuses sequences so short"
+    if name == "2 x varlen_attn" and (case.dtype not in (torch.bfloat16, torch.float16) or not case.packed):
+        return "takes packed tokens in half precision only"
+    return None
 
 
 def eager(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, mask_a: Tensor | None, mask_b: Tensor | None):
@@ -47,6 +64,59 @@ def twice_sdpa(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, mask_a: Tensor | 
         return F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, :], scale=1.0)
 
     return attend(f_a, f_b, b, mask_b), attend(f_b, f_a, a, mask_a)
+
+
+def twice_flex(case: Case, inputs: Inputs) -> Align:
+    """FlexAttention, compiled, both ways; its block masks are made here, outside of the timing."""
+
+    @cache
+    def ready() -> tuple[Callable[..., Tensor], object, object]:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        def blocks(lengths: Tensor, rows: int, columns: int) -> object:
+            def is_token(pair, head, row, column):
+                return column < lengths[pair]
+
+            return create_block_mask(is_token, case.pairs, None, rows, columns, device=lengths.device)
+
+        if inputs.lengths is None:
+            return torch.compile(flex_attention, dynamic=False), None, None
+        len_a, len_b = inputs.lengths
+        return (
+            torch.compile(flex_attention, dynamic=False),
+            blocks(len_b, case.m, case.n),
+            blocks(len_a, case.n, case.m),
+        )
+
+    def align(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        attend, over_b, over_a = ready()
+        f_a, f_b, a, b = (t.unsqueeze(1) for t in (f_a, f_b, a, b))
+        beta = attend(f_a, f_b, b, block_mask=over_b, scale=1.0)
+        alpha = attend(f_b, f_a, a, block_mask=over_a, scale=1.0)
+        return beta.squeeze(1), alpha.squeeze(1)
+
+    return align
+
+
+def twice_varlen(case: Case, inputs: Inputs) -> Align:
+    """FlashAttention on packed tokens, both ways. It wants all widths alike: values are widened with zeros, which is
+    timed, for its user has to do it."""
+
+    def align(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        from torch.nn.attention.varlen import varlen_attn
+
+        assert inputs.offsets is not None
+        offset_a, offset_b = inputs.offsets
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, at_q: Tensor, at_k: Tensor, m: int, n: int) -> Tensor:
+            wide = F.pad(v, (0, k.shape[1] - v.shape[1]))
+            out = varlen_attn(q.unsqueeze(1), k.unsqueeze(1), wide.unsqueeze(1), at_q, at_k, m, n, scale=1.0)
+            return out.squeeze(1)[:, : v.shape[1]]
+
+        beta = attend(f_a, f_b, b, offset_a, offset_b, case.m, case.n)
+        return beta, attend(f_b, f_a, a, offset_b, offset_a, case.n, case.m)
+
+    return align
 
 
 def _coalign(case: Case, inputs: Inputs, backend: str | None) -> Align:

@@ -2,7 +2,8 @@
 
 Before anything is timed, every contender's outputs on the timed inputs are held against the same computation in
 float64. One round gives every contender, in a changing order, a burst of calls; its time is the burst's mean, and
-what is reported are the quantiles over the rounds. Inputs rotate, so that none is in the caches when it is used.
+what is reported are the quantiles over the rounds. Inputs rotate, so that none is in the caches when it is used;
+"hot" uses one all the time. On a GPU a case is measured twice: as calls, and as replayed CUDA graphs.
 """
 
 from __future__ import annotations
@@ -10,33 +11,38 @@ from __future__ import annotations
 import ctypes
 import random
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from . import contenders
 from .cases import Case, Inputs, make
+from .clock import Call, graphed, in_turn, seconds
+from .targets import Direction
 
-Direction = Literal["forward", "forward + backward"]
 BUDGET = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float64: 1e-12}
+TF32_BUDGET = 4e-3
 BURST = 0.03  # seconds
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call; memory: bytes at the peak of one call beyond what was there before, where it can be told."""
+    """Seconds a call, the mean of each round's burst; memory: bytes at the peak of one call beyond what was there
+    before, where it can be told. absent: why there is no measurement."""
 
     contender: str
-    p20: float
-    p50: float
-    p80: float
-    rounds: int
-    memory: int | None
+    samples: tuple[float, ...] = ()
+    memory: int | None = None
+    graph: bool = False
+    hot: bool = False
+    absent: str | None = None
+
+    def quantile(self, q: float) -> float:
+        """By linear interpolation between the samples next to it."""
+        return float(torch.tensor(self.samples, dtype=torch.float64).quantile(q))
 
 
 class Wrong(RuntimeError):
@@ -47,8 +53,10 @@ def compare(
     case: Case,
     direction: Direction,
     *,
+    device: str = "cpu",
     rounds: int = 15,
     sets: int = 3,
+    graph: bool = False,
     only: tuple[str, ...] | None = None,
     backend: str | None = None,
     step: Callable[[], None] = lambda: None,
@@ -56,37 +64,48 @@ def compare(
     """Time the contenders of a case.
 
     Args:
-        rounds: at how many turns each contender is measured. sets: how many inputs rotate.
-        only: contenders by name; None: all of them. backend: coalign's.
+        rounds: at how many turns each contender is measured. sets: how many inputs rotate; 1: hot.
+        graph: replay CUDA graphs. only: contenders by name; None: all of them. backend: coalign's.
         step: called after every round, for a progress bar.
 
     Raises:
         Wrong: a contender's result is off by more than its dtype's budget.
     """
-    settle_allocator()
-    inputs = [make(case, seed) for seed in range(sets)]
+    if device == "cpu":
+        settle_allocator()
+    inputs = [make(case, seed, device) for seed in range(sets)]
     found = contenders.contenders(case, inputs[0], backend)
-    calls = {
-        name: calls_of(align, name, inputs, direction) for name, align in found.items() if only is None or name in only
-    }
-    for name in calls:
-        check(case, name, found[name], inputs[0])
-        for call in calls[name]:
-            call()
-    bursts = {name: _burst(of) for name, of in calls.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    timings, calls = [], {}
+    for name, align in found.items():
+        if only is not None and name not in only:
+            continue
+        if reason := contenders.absent(name, case, direction, device):
+            timings.append(Timing(name, graph=graph, hot=sets == 1, absent=reason))
+            continue
+        check(case, name, align, inputs[0])
+        of = calls_of(align, name, inputs, direction)
+        calls[name] = [graphed(call) for call in of] if graph else of
+    return timings + take_turns(calls, rounds, step, device, graph)
+
+
+def take_turns(
+    calls: dict[str, list[Call]],
+    rounds: int,
+    step: Callable[[], None] = lambda: None,
+    device: str = "cpu",
+    graph: bool = False,
+) -> list[Timing]:
+    """Time contenders, each ready to be called on the same number of inputs, in turns."""
+    counts = {name: _burst(device, of) for name, of in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
     order = random.Random(0)
     for at in range(rounds):
         for name in order.sample(sorted(calls), len(calls)):
-            count, of = bursts[name], calls[name]
-            start = time.perf_counter()
-            for k in range(count):
-                of[(at + k) % sets]()
-            seconds[name].append((time.perf_counter() - start) / count)
+            samples[name].append(seconds(device, in_turn(calls[name], at), counts[name]))
         step()
     return [
-        Timing(name, *(_quantile(times, q) for q in (0.2, 0.5, 0.8)), rounds, peak_memory(calls[name][0]))
-        for name, times in seconds.items()
+        Timing(name, tuple(of), peak_memory(device, calls[name][0]), graph, len(calls[name]) == 1)
+        for name, of in samples.items()
     ]
 
 
@@ -99,9 +118,12 @@ def check(case: Case, name: str, align: contenders.Align, inputs: Inputs) -> Non
         if inputs.masks is not None:
             truth = truth[inputs.masks[at]]
             found = found if found.ndim == 2 else found[inputs.masks[at]]
-        error = float((found.double() - truth).norm() / truth.norm())
-        if not error <= BUDGET[case.dtype]:
-            raise Wrong(f"{case.name}: {name}'s {output} is off by {error:.1e}, more than {BUDGET[case.dtype]:.0e}")
+        error, budget = (
+            float((found.double() - truth).norm() / truth.norm()),
+            TF32_BUDGET if case.tf32 else BUDGET[case.dtype],
+        )
+        if not error <= budget:
+            raise Wrong(f"{case.name}: {name}'s {output} is off by {error:.1e}, more than {budget:.0e}")
 
 
 def settle_allocator() -> None:
@@ -111,8 +133,16 @@ def settle_allocator() -> None:
     del block
 
 
-def peak_memory(call: Callable[[], object]) -> int | None:
-    """Bytes by which one call raises the process' resident memory at most; None where Linux does not tell."""
+def peak_memory(device: str, call: Call) -> int | None:
+    """Bytes by which one call raises the device's, or the process' resident, memory at most; None where that is not
+    known."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
     status = Path("/proc/self/status")
     try:
         ctypes.CDLL(None).malloc_trim(0)
@@ -132,19 +162,17 @@ def _kilobytes(status: Path, name: str) -> int:
 
 
 def _operands(name: str, inputs: Inputs) -> list[Tensor]:
-    return inputs.tokens if name == "coalign" else inputs.padded
+    return inputs.tokens if name in ("coalign", "2 x varlen_attn") else inputs.padded
 
 
-def calls_of(
-    align: contenders.Align, name: str, inputs: list[Inputs], direction: Direction
-) -> list[Callable[[], object]]:
+def calls_of(align: contenders.Align, name: str, inputs: list[Inputs], direction: Direction) -> list[Call]:
     """The contender, ready to be called on each set of inputs."""
     if direction == "forward":
         return [_forward(align, _operands(name, i)) for i in inputs]
     return [_forward_backward(align, _operands(name, i)) for i in inputs]
 
 
-def _forward(align: contenders.Align, operands: list[Tensor]) -> Callable[[], object]:
+def _forward(align: contenders.Align, operands: list[Tensor]) -> Call:
     def call() -> object:
         with torch.no_grad():
             return align(*operands)
@@ -152,25 +180,18 @@ def _forward(align: contenders.Align, operands: list[Tensor]) -> Callable[[], ob
     return call
 
 
-def _forward_backward(align: contenders.Align, operands: list[Tensor]) -> Callable[[], object]:
+def _forward_backward(align: contenders.Align, operands: list[Tensor]) -> Call:
     leaves = [t.detach().requires_grad_() for t in operands]
     arriving = [torch.randn_like(t) for t in align(*operands)]
     return lambda: torch.autograd.grad(list(align(*leaves)), leaves, arriving)
 
 
-def _burst(calls: list[Callable[[], object]]) -> int:
-    """How many calls make a burst that a clock can measure."""
-    start = time.perf_counter()
+def _burst(device: str, calls: list[Call]) -> int:
+    """How many calls make a burst that a clock can measure; all have been made once then."""
     for call in calls:
         call()
-    return max(1, min(1000, round(BURST * len(calls) / (time.perf_counter() - start))))
+    return max(1, min(1000, round(BURST / seconds(device, in_turn(calls, 0), len(calls)))))
 
 
-def _quantile(values: list[float], q: float) -> float:
-    """By linear interpolation between the values next to it."""
-    return float(torch.tensor(values, dtype=torch.float64).quantile(q))
-
-
-def directions() -> Iterator[Direction]:
-    yield "forward"
-    yield "forward + backward"
+def directions() -> tuple[Direction, ...]:
+    return "forward", "forward + backward"

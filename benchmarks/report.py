@@ -7,19 +7,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-# What the C++ kernels are to reach: the fastest peer's time in units of coalign's, forward and forward + backward.
-TARGETS = {
-    "d2l full": (1.5, 1.3),
-    "SNLI padded": (8, 5.5),
-    "SNLI packed": (12, 10),
-    "SNLI padded bfloat16": (8, 5.5),
-    "SNLI packed bfloat16": (8, 5.5),
-    "stream": (1.9, 2.0),
-    "stream bfloat16": (3, 3),
-    "one pair 15 x 8": (1.5, 1.3),
-    "one pair 50 x 50": (1.5, 1.3),
-}
-DIRECTIONS = ("forward", "forward + backward")
+from .targets import target
 
 
 class Ratio(NamedTuple):
@@ -32,39 +20,65 @@ class Ratio(NamedTuple):
     ratio: str
     spread: str
     target: str
+    floor: str
     memory: str
 
 
-HEADINGS = Ratio("case", "pass", "coalign", "fastest peer", "ratio", "20–80 %", "target", "memory : peer's")
+HEADINGS = Ratio("case", "pass", "coalign", "fastest peer", "ratio", "20–80 %", "target", "of floor", "memory : peer's")
+
+
+class Compared(NamedTuple):
+    """What was measured of one case in one direction in one way: coalign's line and each peer's."""
+
+    own: dict[str, Any]
+    peers: dict[str, dict[str, Any]]
+
+    @property
+    def fastest(self) -> dict[str, Any]:
+        return min(self.peers.values(), key=lambda line: line["p50"])
+
+    @property
+    def ratio(self) -> float:
+        return self.fastest["p50"] / self.own["p50"]
+
+    @property
+    def target(self) -> float | None:
+        return target(self.own["kind"], self.own["case"], self.own["direction"], self.own["graph"])
+
+
+def compared(lines: Iterable[dict[str, Any]]) -> list[Compared]:
+    """Lines put together; the latest of a kind counts, and what was measured without a peer is left out."""
+    groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for line in lines:
+        if "absent" not in line:
+            key = tuple(line[name] for name in ("case", "direction", "graph", "hot", "threads"))
+            groups.setdefault(key, {})[line["contender"]] = line
+    return [
+        Compared(of["coalign"], {name: line for name, line in of.items() if name != "coalign"})
+        for of in groups.values()
+        if "coalign" in of and len(of) > 1
+    ]
 
 
 def ratios(lines: Iterable[dict[str, Any]]) -> list[Ratio]:
-    """coalign against the fastest peer in each case and direction; the latest result of a kind counts."""
-    groups: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for line in lines:
-        groups.setdefault((line["case"], line["direction"]), {})[line["contender"]] = line
-    found = []
-    for (case, direction), of in groups.items():
-        peers = [name for name in of if name != "coalign"]
-        if "coalign" not in of or not peers:
-            continue
-        name = min(peers, key=lambda peer: of[peer]["p50"])
-        own, peer = of["coalign"], of[name]
-        ratio = peer["p50"] / own["p50"]
-        target = TARGETS[case][DIRECTIONS.index(direction)] if case in TARGETS else None
-        found.append(
-            Ratio(
-                case,
-                "both" if direction == "forward + backward" else direction,
-                time(own["p50"]),
-                f"{time(peer['p50'])} {name}",
-                f"{ratio:.2f}",
-                f"{peer['p20'] / own['p80']:.2f}–{peer['p80'] / own['p20']:.2f}",
-                "" if target is None else f"{target:g} {'met' if ratio >= target else 'missed'}",
-                f"{memory(own['memory'])} : {memory(peer['memory'])} MiB",
-            )
-        )
-    return found
+    """coalign against the fastest peer in each case and direction."""
+    return [_ratio(found) for found in compared(lines)]
+
+
+def _ratio(found: Compared) -> Ratio:
+    own, peer = found.own, found.fastest
+    how = [name for name in ("graph", "hot") if own[name]]
+    return Ratio(
+        own["case"],
+        ", ".join(["both" if own["direction"] == "forward + backward" else own["direction"], *how]),
+        time(own["p50"]),
+        f"{time(peer['p50'])} {peer['contender']}",
+        f"{found.ratio:.2f}",
+        f"{peer['p20'] / own['p80']:.2f}–{peer['p80'] / own['p20']:.2f}",
+        "" if found.target is None else f"{found.target:g} {'met' if found.ratio >= found.target else 'missed'}",
+        f"{own['floor'] / own['p50']:.2f}",
+        f"{memory(own['memory'])} : {memory(peer['memory'])} MiB",
+    )
 
 
 def table(rows: Iterable[Ratio]) -> Table:
@@ -75,8 +89,8 @@ def table(rows: Iterable[Ratio]) -> Table:
 
 
 def markdown(rows: Iterable[Ratio]) -> str:
-    """The table for the README, which needs no targets."""
-    keep = [i for i, name in enumerate(Ratio._fields) if name != "target"]
+    """The table for the README, in fewer columns."""
+    keep = [i for i, name in enumerate(Ratio._fields) if name not in ("target", "spread")]
     lines = [HEADINGS, ["---"] * len(HEADINGS), *rows]
     return "\n".join("| " + " | ".join(line[i] for i in keep) + " |" for line in lines)
 

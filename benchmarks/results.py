@@ -5,9 +5,12 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +19,56 @@ import torch
 import coalign
 
 from .cases import Case
-from .measure import Direction, Timing
+from .measure import Timing
+from .roofline import ceilings, work
+from .targets import Direction
 
 FOLDER = Path(__file__).with_name("results")
 
 
-def record(case: Case, direction: Direction, timing: Timing, threads: int) -> dict[str, Any]:
-    """One measurement with everything that one needs to repeat or to doubt it. Seconds and bytes."""
-    return {
+def record(case: Case, direction: Direction, timing: Timing, threads: int, kind: str = "cpu") -> dict[str, Any]:
+    """One measurement with everything that one needs to repeat or to doubt it. Seconds, bytes, operations.
+
+    kind: "cpu" or "cuda". Contenders that were absent have a reason and no numbers.
+    """
+    line: dict[str, Any] = {
         "case": case.name,
         "size": case.size,
         "lengths": case.lengths,
         "packed": case.packed,
         "contender": timing.contender,
         "direction": direction,
-        "p20": timing.p20,
-        "p50": timing.p50,
-        "p80": timing.p80,
-        "rounds": timing.rounds,
-        "memory": timing.memory,
+        "graph": timing.graph,
+        "hot": timing.hot,
+        "kind": kind,
         "threads": threads,
-        **environment(),
     }
+    if timing.absent is not None:
+        return line | {"absent": timing.absent} | environment(kind)
+    done, most = work(case, direction), ceilings(kind, case.dtype, threads, case.tf32)
+    return (
+        line
+        | {f"p{round(100 * q)}": timing.quantile(q) for q in (0.2, 0.5, 0.8)}
+        | {
+            "samples": [float(f"{t:.4g}") for t in timing.samples],
+            "memory": timing.memory,
+            "operations": done.operations,
+            "bytes": done.bytes,
+            "bandwidth": most.bandwidth,
+            "rate": most.rate,
+            "floor": most.floor(done),
+        }
+        | environment(kind)
+    )
 
 
-def environment() -> dict[str, Any]:
+def environment(kind: str) -> dict[str, Any]:
     """The machine, the versions, the state of the sources, the command and the day."""
     return {
-        "device": device(),
+        "device": device(kind),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "triton": _version("triton"),
         "coalign": coalign.__version__,
         "commit": _git("rev-parse", "--short=12", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
@@ -54,14 +77,39 @@ def environment() -> dict[str, Any]:
     }
 
 
-def device() -> str:
-    """The processor by name, its vector instructions and cores."""
+@cache
+def device(kind: str) -> str:
+    """The GPU by name; or the processor by name, and its vector instructions."""
+    if kind != "cpu":
+        return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
         lines = dict(line.split(":", 1) for line in information.read_text().splitlines() if ":" in line)
         name = next((v.strip() for k, v in lines.items() if k.strip() == "model name"), name)
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def file_of(kind: str, name: str = "operator") -> Path:
+    """Where results of this device are kept."""
+    return FOLDER / re.sub(r"[^a-z0-9]+", "-", device(kind).lower()).strip("-") / f"{name}.jsonl"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def key(case: Case, direction: Direction, graph: bool, threads: int, hot: bool) -> tuple[Any, ...]:
+    """What tells measurements of one commit apart."""
+    return case.name, direction, graph, threads, hot, _git("rev-parse", "--short=12", "HEAD")
+
+
+def keys(lines: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
+    names = ("case", "direction", "graph", "threads", "hot", "commit")
+    return {tuple(line[name] for name in names) for line in lines if line["contender"] == "coalign"}
 
 
 def append(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -74,6 +122,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@cache
 def _git(*arguments: str) -> str | None:
     done = subprocess.run(["git", *arguments], cwd=FOLDER.parent, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None

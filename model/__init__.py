@@ -4,6 +4,7 @@ from .aggregate import Aggregate
 from .attend import Attend
 from .compare import Compare
 from .decomposable_attention import DecomposableAttention
+from .frozen import FrozenDecomposableAttention
 from .pair_batch import PairBatch
 
-__all__ = ["Aggregate", "Attend", "Compare", "DecomposableAttention", "PairBatch"]
+__all__ = ["Aggregate", "Attend", "Compare", "DecomposableAttention", "FrozenDecomposableAttention", "PairBatch"]

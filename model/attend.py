@@ -22,7 +22,7 @@ class Attend(nn.Module):
     def __init__(self, num_inputs: int, num_hiddens: int, *, dropout: float = 0.2, backend: str | None = None) -> None:
         super().__init__()
         self.f = mlp(num_inputs, num_hiddens, flatten=False, dropout=dropout)
-        self.backend = backend
+        self.backend = self.f.backend = backend
 
     def forward(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from . import plain
@@ -47,7 +46,6 @@ class Compare(nn.Module):
         if are_packed(offsets_a, offsets_b, (mask_a, mask_b, lengths_a, lengths_b)):
             assert offsets_a is not None
             assert offsets_b is not None
-            v_a, v_b = self.g(torch.cat([A, beta], dim=-1)), self.g(torch.cat([B, alpha], dim=-1))
-            return segment_sum(v_a, offsets_a), segment_sum(v_b, offsets_b)
+            return segment_sum(self.g(A, beta), offsets_a), segment_sum(self.g(B, alpha), offsets_b)
         mask_a, mask_b = as_mask("a", A, mask_a, lengths_a), as_mask("b", B, mask_b, lengths_b)
         return plain.compare(self.g, A, B, beta, alpha, mask_a, mask_b)

@@ -11,10 +11,10 @@ from . import plain
 from .aggregate import Aggregate
 from .attend import Attend
 from .compare import Compare
+from .frozen import FrozenDecomposableAttention
+from .ids import Pair, check_ids, padded_pair
 from .masks import as_mask
 from .pair_batch import PairBatch
-
-Pair = tuple[Tensor | None, Tensor | None]
 
 
 class DecomposableAttention(nn.Module):
@@ -71,6 +71,7 @@ class DecomposableAttention(nn.Module):
         self.attend = Attend(num_inputs_attend, num_hiddens, dropout=dropout, backend=backend)
         self.compare = Compare(num_inputs_compare, num_hiddens, dropout=dropout)
         self.aggregate = Aggregate(num_inputs_agg, num_hiddens, num_classes, dropout=dropout)
+        self.backend = backend
 
     @classmethod
     def from_sizes(
@@ -107,7 +108,7 @@ class DecomposableAttention(nn.Module):
 
     @backend.setter
     def backend(self, name: str | None) -> None:
-        self.attend.backend = name
+        self.attend.backend = self.attend.f.backend = self.compare.g.backend = self.aggregate.h.backend = name
 
     def forward(
         self, X: tuple[Tensor, Tensor] | PairBatch, *, masks: Pair | None = None, lengths: Pair | None = None
@@ -140,8 +141,8 @@ class DecomposableAttention(nn.Module):
         return self.aggregate(V_A, V_B)
 
     def _packed_scores(self, X: PairBatch) -> Tensor:
-        self._check_ids("premises", X.ids_a, ndim=1)
-        self._check_ids("hypotheses", X.ids_b, ndim=1)
+        check_ids("premises", X.ids_a, self.embedding.num_embeddings, ndim=1)
+        check_ids("hypotheses", X.ids_b, self.embedding.num_embeddings, ndim=1)
         # one look-up for both sides: its gradient is as large as the vocabulary, and so not made twice and added
         words = self._vectors(torch.cat([X.ids_a, X.ids_b]), None)
         A, B = words.split([X.ids_a.shape[0], X.ids_b.shape[0]])
@@ -155,6 +156,16 @@ class DecomposableAttention(nn.Module):
         )
         V_A, V_B = self.compare(A, B, beta, alpha, offsets_a=X.offsets_a, offsets_b=X.offsets_b)
         return self.aggregate(V_A, V_B)
+
+    def freeze(self, dtype: torch.dtype = torch.float32) -> FrozenDecomposableAttention:
+        """For inference: all that depends on one word alone computed for the whole vocabulary, once.
+
+        The result takes what `forward` takes and gives the same scores up to rounding, on the CPU several times as
+        fast, whatever `training` says here. It does not follow later changes of this model.
+
+        dtype: of the table and the weights, float32 or bfloat16; the table has 3 num_hiddens numbers a word.
+        """
+        return FrozenDecomposableAttention(self, dtype)
 
     def alignment(
         self, X: tuple[Tensor, Tensor] | PairBatch, *, masks: Pair | None = None, lengths: Pair | None = None
@@ -172,42 +183,21 @@ class DecomposableAttention(nn.Module):
         self, X: tuple[Tensor, Tensor], masks: Pair | None, lengths: Pair | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
         """The words' vectors on both sides, and what says which of them are tokens."""
-        premises, hypotheses = X
-        self._check_ids("premises", premises)
-        self._check_ids("hypotheses", hypotheses)
-        if premises.shape[0] != hypotheses.shape[0]:
-            raise ValueError(
-                "premises and hypotheses must be the same number of sentences; "
-                f"they are {tuple(premises.shape)} and {tuple(hypotheses.shape)}"
-            )
-        padding_idx = self.embedding.padding_idx
-        if masks is None and lengths is None and padding_idx is not None:
-            masks = (premises != padding_idx, hypotheses != padding_idx)
-        (mask_a, mask_b), (lengths_a, lengths_b) = masks or (None, None), lengths or (None, None)
-        extents = {"mask_a": mask_a, "mask_b": mask_b, "lengths_a": lengths_a, "lengths_b": lengths_b}
+        padding_idx, vocabulary = self.embedding.padding_idx, self.embedding.num_embeddings
+        premises, hypotheses, extents = padded_pair(X, masks, lengths, padding_idx, vocabulary)
         A, B = (
-            self._vectors(ids, None if self.projection is None else as_mask(side, ids.unsqueeze(-1), mask, length))
-            for side, ids, mask, length in (("a", premises, mask_a, lengths_a), ("b", hypotheses, mask_b, lengths_b))
+            self._vectors(ids, self._projected_mask(letter, ids, extents))
+            for letter, ids in (("a", premises), ("b", hypotheses))
         )
         return A, B, extents
 
+    def _projected_mask(self, letter: str, ids: Tensor, extents: dict[str, Tensor | None]) -> Tensor | None:
+        """What keeps padding out of the projection's gradient, where there is a projection."""
+        if self.projection is None:
+            return None
+        return as_mask(letter, ids.unsqueeze(-1), extents[f"mask_{letter}"], extents[f"lengths_{letter}"])
+
     def _vectors(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """The words' vectors, projected where the model does; mask keeps padding's out of the projection's gradient."""
+        """The words' vectors, projected where the model does; mask: which are tokens."""
         vectors = self.embedding(ids)
         return vectors if self.projection is None else self.projection(plain.keep(vectors, mask))
-
-    def _check_ids(self, name: str, ids: object, ndim: int = 2) -> None:
-        if not isinstance(ids, Tensor):
-            raise TypeError(f"{name} must be a tensor of token ids, not {type(ids).__name__}")
-        if ids.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"{name} must be int32 or int64 token ids, not {ids.dtype}")
-        if ids.ndim != ndim:
-            raise ValueError(f"{name} must be (batch, length), not {tuple(ids.shape)}")
-        if torch.compiler.is_compiling() or ids.device.type != "cpu" or ids.numel() == 0:
-            return
-        least, most = (int(v) for v in ids.aminmax())
-        if least < 0 or most >= self.embedding.num_embeddings:
-            raise IndexError(
-                f"{name} has token id {least if least < 0 else most}, outside the vocabulary of "
-                f"{self.embedding.num_embeddings}"
-            )

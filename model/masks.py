@@ -12,15 +12,24 @@ def as_mask(side: str, x: Tensor, mask: Tensor | None, lengths: Tensor | None) -
     Raises:
         TypeError, ValueError: naming mask_{side} or lengths_{side}.
     """
+    check_mask(side, x, mask, lengths)
+    if lengths is not None:
+        return torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)
+    return mask
+
+
+def check_mask(side: str, x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> None:
+    """Hold a mask or lengths against x (batch, length, ...).
+
+    Raises:
+        TypeError, ValueError: naming mask_{side} or lengths_{side}.
+    """
     if mask is not None and lengths is not None:
         raise ValueError(f"give mask_{side} or lengths_{side}, not both")
     if mask is not None:
         _check(f"mask_{side}", mask, x.shape[:2], (torch.bool,))
-        return mask
     if lengths is not None:
         _check(f"lengths_{side}", lengths, x.shape[:1], (torch.int32, torch.int64))
-        return torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)
-    return None
 
 
 def are_packed(offsets_a: Tensor | None, offsets_b: Tensor | None, paddings: tuple[Tensor | None, ...]) -> bool:

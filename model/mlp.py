@@ -2,17 +2,162 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..kernels.native import mlp as native
+from .dropout import Dropout, HashedDropout, draw_seed, on_native
 
 
-def mlp(num_inputs: int, num_hiddens: int, *, flatten: bool, dropout: float = 0.2) -> nn.Sequential:
+def mlp(num_inputs: int, num_hiddens: int, *, flatten: bool, dropout: float = 0.2) -> FeedForward:
     """Dropout, Linear, ReLU, twice; with flatten each followed by Flatten, as in d2l, whose names depend on it.
 
     Shapes: (*, num_inputs) to (*, num_hiddens). The linear layers are entries 1 and 4, or 1 and 5 with flatten.
     """
     layers: list[nn.Module] = []
     for width in (num_inputs, num_hiddens):
-        layers += [nn.Dropout(dropout), nn.Linear(width, num_hiddens), nn.ReLU()]
+        layers += [Dropout(dropout), nn.Linear(width, num_hiddens), nn.ReLU()]
         if flatten:
             layers.append(nn.Flatten(start_dim=1))
-    return nn.Sequential(*layers)
+    return FeedForward(*layers)
+
+
+class FeedForward(nn.Sequential):
+    """`mlp`'s layers. On the CPU they are one C++ kernel forward and one backward, in float32, under autocast to
+    bfloat16, and, without gradients, in bfloat16; everywhere else, and once a layer was exchanged or given a hook, they
+    run one by one.
+
+    backend: "reference" always runs them one by one.
+    """
+
+    backend: str | None = None
+
+    def forward(self, input: Tensor, other: Tensor | None = None) -> Tensor:
+        """input (*, d), or beside it other (*, d2) for the concatenation of the two -> (*, num_hiddens)."""
+        p = self._fused(input, other)
+        if p is None:
+            x = input if other is None else torch.cat([input, other], dim=-1)
+            result: Tensor = super().forward(x)
+            return result
+        layers: list[Any] = list(self)
+        one, two = layers[1], layers[len(layers) // 2 + 1]
+        dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else input.dtype
+        x = input.reshape(-1, input.shape[-1]).to(dtype)
+        x2 = None if other is None else other.reshape(-1, other.shape[-1]).to(dtype)
+        operands = (x, x2, one.weight, one.bias, two.weight, two.bias)
+        if _needs_grad(operands):
+            y: Tensor = _Fused.apply(*operands, p, draw_seed() if p else 0)
+        else:
+            y = _forward(operands, p, draw_seed() if p else 0, save=False)[0]
+        return y.reshape(*input.shape[:-1], y.shape[-1])
+
+    def is_unchanged(self) -> bool:
+        """Whether the layers are still those that `mlp` made, without hooks."""
+        kinds = (Dropout, nn.Linear, nn.ReLU, nn.Flatten)[: len(self) // 2]
+        return [type(layer) for layer in self] == [*kinds, *kinds] and not any(_hooked(layer) for layer in self)
+
+    def _fused(self, input: Tensor, other: Tensor | None) -> float | None:
+        """The dropout's rate, 0 where it is off, if the layers can run as one; else None."""
+        if self.backend == "reference" or input.ndim < 2 or input.dtype not in (torch.float32, torch.bfloat16):
+            return None
+        if not self.is_unchanged():
+            return None
+        layers: list[Any] = list(self)
+        half = len(layers) // 2
+        if half == 4 and input.ndim != 2:
+            return None
+        rates = {layer.p if layer.training else 0.0 for layer in (layers[0], layers[half])}
+        one, two = layers[1], layers[half + 1]
+        weights = (one.weight, one.bias, two.weight, two.bias)
+        if (
+            len(rates) != 1
+            or one.bias is None
+            or two.bias is None
+            or not _fit(input, other, weights)
+            or (other is not None and other.shape[:-1] != input.shape[:-1])
+            or input.shape[-1] + (0 if other is None else other.shape[-1]) != one.weight.shape[1]
+            or one.weight.shape[0] != two.weight.shape[1]
+            or not on_native(input, other, *weights)
+        ):
+            return None
+        return float(rates.pop())
+
+
+def _fit(input: Tensor, other: Tensor | None, weights: tuple[Tensor, ...]) -> bool:
+    """Whether the kernel computes in these: float32; bfloat16 without gradients; autocast from float32 to bfloat16."""
+    inputs = {t.dtype for t in (input, other) if t is not None}
+    layers = {t.dtype for t in weights}
+    if torch.is_autocast_enabled("cpu"):
+        half = torch.get_autocast_dtype("cpu") == torch.bfloat16
+        return half and layers == {torch.float32} and inputs <= {torch.float32, torch.bfloat16}
+    if layers != inputs or len(inputs) != 1:
+        return False
+    return inputs == {torch.float32} or not _needs_grad((input, other, *weights))
+
+
+def _needs_grad(tensors: tuple[Tensor | None, ...]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _hooked(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+
+
+def _forward(operands: tuple[Any, ...], p: float, seed: int, save: bool) -> tuple[Tensor, Tensor]:
+    x, x2, w1, b1, w2, b2 = _contiguous(operands)
+    return native.forward(x, x2, w1, b1, w2, b2, p, seed, save)
+
+
+def _contiguous(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(t if t is None else t.contiguous() for t in tensors)
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *operands, p, seed = arguments
+        y, hidden = _forward(tuple(operands), p, seed, save=True)
+        ctx.save_for_backward(*operands, y, hidden)
+        ctx.drawn = p, seed
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, x2, w1, b1, w2, b2, y, hidden = ctx.saved_tensors
+        p, seed = ctx.drawn
+        needed = ctx.needs_input_grad[:6]
+        if torch.is_grad_enabled():  # create_graph=True: the gradient needs a gradient of its own
+            return (*_differentiable_backward((x, x2, w1, b1, w2, b2), p, seed, grads[0], needed), None, None)
+        x, x2, w1, w2 = _contiguous((x, x2, w1, w2))
+        found = native.backward(grads[0].contiguous(), y, hidden, x, x2, w1, w2, p, seed, needed[0], needed[1])
+        return (*(t if n else None for t, n in zip(found, needed, strict=True)), None, None)
+
+
+def _differentiable_backward(
+    operands: tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor],
+    p: float,
+    seed: int,
+    grad: Tensor,
+    needed: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """The same gradient through layers one by one, with the same numbers dropped."""
+    inputs = [t for t, n in zip(operands, needed, strict=True) if n and t is not None]
+    found = iter(torch.autograd.grad(layer_by_layer(*operands, p, seed), inputs, grad, create_graph=True))
+    return tuple(next(found) if n else None for n in needed)
+
+
+def layer_by_layer(
+    x: Tensor, x2: Tensor | None, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, p: float, seed: int
+) -> Tensor:
+    """What the fused kernel computes, in PyTorch's operators, dropout with the seed's numbers."""
+
+    def drop(t: Tensor, layer: int) -> Tensor:
+        return t if p == 0 else HashedDropout.apply(t, p, seed, layer)
+
+    joined = x if x2 is None else torch.cat([x, x2], dim=-1)
+    w1, b1, w2, b2 = (t.to(joined.dtype) for t in (w1, b1, w2, b2))
+    hidden = drop(torch.relu(F.linear(drop(joined, native.FIRST), w1, b1)), native.SECOND)
+    return torch.relu(F.linear(hidden, w2, b2))

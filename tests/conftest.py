@@ -1,7 +1,8 @@
 """The backend axis, poisoned memory, and hypothesis profiles.
 
 A test that takes the `backend` fixture runs once for every backend of `coalign.BACKENDS` and device that it can
-serve in this process. A new backend needs an entry in `_devices` and no other change here.
+serve in this process, and once more on the CUDA kernels under the simulator (tests/cuda_sim). A new backend needs an
+entry in `_devices` and no other change here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from coalign.kernels import dispatch
+from coalign.kernels.native import build, build_cuda
+from cuda_sim import simulated
 from hypothesis import settings
 from torch.utils import deterministic
 
@@ -35,21 +39,36 @@ class Backend(NamedTuple):
     def __str__(self) -> str:
         return f"{self.name}-{self.device}"
 
+    @property
+    def for_gpus(self) -> bool:
+        """Whether its kernels are a GPU's, on which float64 is not to be had."""
+        return self.name in ("triton", simulated.name) or (self.name == "native" and self.device == "cuda")
+
 
 def _devices(name: str) -> list[str]:
     """The devices on which a backend is tested in this process; where there is no GPU, "cuda" skips."""
     if INTERPRETING:
         return ["cpu"] if name == "triton" else []
-    if name == "native":
+    if name == simulated.name:
         return ["cpu"]
-    if name == "reference":
-        return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    if name in ("native", "reference"):
+        here = torch.cuda.is_available() and (name == "reference" or _builds_cuda())
+        return ["cpu", "cuda"] if here else ["cpu"]
     return ["cuda"]
 
 
+def _builds_cuda() -> bool:
+    """Whether the native kernels can be built for the GPU."""
+    try:
+        return torch.version.hip is None and bool(build_cuda.nvcc())
+    except build.BuildError:
+        return False
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "backend" in metafunc.fixturenames:
-        axis = [Backend(name, device) for name in coalign.BACKENDS for device in _devices(name)]
+    explicit = [m.args[0] for m in metafunc.definition.iter_markers("parametrize")]
+    if "backend" in metafunc.fixturenames and "backend" not in explicit:
+        axis = [Backend(name, device) for name in (*coalign.BACKENDS, simulated.name) for device in _devices(name)]
         metafunc.parametrize(
             "backend", [pytest.param(b, id=str(b), marks=[pytest.mark.gpu] if b.device == "cuda" else []) for b in axis]
         )
@@ -58,6 +77,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
+    if item.get_closest_marker("nvcc") and not _builds_cuda():
+        pytest.skip("needs nvcc")
+
+
+@pytest.fixture(autouse=True)
+def _simulated_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulator is a backend for the tests that are given it, and for nobody else."""
+    call = getattr(request.node, "callspec", None)
+    if call is not None and getattr(call.params.get("backend"), "name", None) == simulated.name:
+        real = dispatch.backend
+        monkeypatch.setattr(dispatch, "BACKENDS", (*dispatch.BACKENDS, simulated.name))
+        monkeypatch.setattr(dispatch, "backend", lambda name: simulated if name == simulated.name else real(name))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from coalign.kernels import dispatch, reference
+from coalign.kernels.problem import Problem
 
 import coalign
 from coalign import BackendUnavailable, explain, soft_align
@@ -197,3 +199,25 @@ def test_first_call_ever_may_be_compiled():
         """
     )
     assert out.strip() == "compiled"
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "dtype", "reason"),
+    [
+        ((8, 0), "6.2", torch.float32, "NVIDIA's GPUs"),
+        ((6, 1), None, torch.float32, r"capability is 6\.1; the CUDA kernels need 7\.0"),
+        ((8, 0), None, torch.float64, "float64 is for the reference"),
+        ((8, 0), None, torch.bfloat16, "no nvcc in this test"),
+    ],
+)
+def test_native_on_a_gpu_says_why_not(monkeypatch, capability, hip, dtype, reason):
+    """Without a GPU: the reasons come in this order, and building the kernels is the last thing tried."""
+    from coalign.kernels import gpu
+    from coalign.kernels.native import build_cuda
+
+    monkeypatch.setattr(gpu, "capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(build_cuda, "extension", SimpleNamespace(reason=lambda: "no nvcc in this test"))
+    problem = Problem(torch.device("cuda", 0), dtype, 1, 5, 4, 8, 6, 5, "full", "full", False, False)
+    (found,) = dispatch.backend("native").unsupported(problem)
+    assert re.search(reason, found)

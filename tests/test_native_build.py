@@ -27,7 +27,7 @@ def folder(tmp_path, monkeypatch):
     write(tmp_path, name="coalign_test_build")
     compiler = tmp_path / "counting c++"
     compiler.write_text(
-        f'#!/bin/sh\ncase "$*" in *-c*) echo x >> "{tmp_path}/runs"; esac\nexec {shutil.which("c++")} "$@"\n'
+        f'#!/bin/sh\ncase " $* " in *" -c "*) echo x >> "{tmp_path}/runs"; esac\nexec {shutil.which("c++")} "$@"\n'
     )
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))

@@ -263,8 +263,8 @@ def test_calls_from_many_threads(backend):
 def test_float64(case, backend):
     """The reference serves it to 1e-12; a backend that can't must say so, and never fall back when named."""
     operands = case.but(dtype=torch.float64).operands(backend.device)
-    if backend.name == "triton":
-        with pytest.raises(BackendUnavailable, match=r"'triton'.*float64"):
+    if backend.for_gpus:
+        with pytest.raises(BackendUnavailable, match=rf"'{backend.name}'.*float64"):
             run(operands, backend.name)
     else:
         found = run(operands, backend.name)

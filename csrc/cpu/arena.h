@@ -1,6 +1,7 @@
 // Memory for one pair's work, taken in order and given back all at once; each thread keeps its own.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
@@ -19,15 +20,26 @@ class Arena {
       arena.size_ = arena.wanted_;
       arena.main_ = allocate(arena.size_);
     }
-    arena.used_ = arena.wanted_ = 0;
+    arena.used_ = arena.taken_ = arena.wanted_ = 0;
     return arena;
+  }
+
+  // What is taken from now on, until `release` gives it back.
+  struct Mark {
+    std::size_t used, taken;
+  };
+  Mark mark() const { return {used_, taken_}; }
+  void release(const Mark& mark) {
+    used_ = mark.used;
+    taken_ = mark.taken;
   }
 
   // Uninitialised room for so many values, aligned to a cache line.
   template <class T>
   T* take(std::size_t count) {
     const std::size_t bytes = (count * sizeof(T) + 64) / 64 * 64;
-    wanted_ += bytes;
+    taken_ += bytes;
+    wanted_ = std::max(wanted_, taken_);
     if (used_ + bytes > size_) {
       extra_.push_back(allocate(bytes));
       return reinterpret_cast<T*>(extra_.back().get());
@@ -50,7 +62,7 @@ class Arena {
 
   Block main_;
   std::vector<Block> extra_;
-  std::size_t size_ = 0, used_ = 0, wanted_ = 0;
+  std::size_t size_ = 0, used_ = 0, taken_ = 0, wanted_ = 0;
 };
 
 }  // namespace coalign

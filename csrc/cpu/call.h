@@ -26,8 +26,9 @@ struct Rows {
         row(t.stride(t.dim() - 2)),
         width(static_cast<int>(t.size(t.dim() - 1))) {}
 
-  // Adjacent rows from data on.
-  Rows(S* data, int width) : data(data), outer(0), inner(0), heads(1), row(width), width(width) {}
+  // Rows from data on, adjacent or so far apart.
+  Rows(S* data, int width) : Rows(data, width, width) {}
+  Rows(S* data, int width, int64_t row) : data(data), outer(0), inner(0), heads(1), row(row), width(width) {}
 
   // Wants the so many rows from index on, if they are adjacent.
   void want(int64_t pair, int64_t index, int count, Ahead& ahead) const {

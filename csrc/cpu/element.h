@@ -60,7 +60,8 @@ void narrow_row(const float* __restrict row, int width, S* __restrict out) {
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<S, BFloat16>) {
     for (; d + 2 * lanes<float> <= width; d += 2 * lanes<float>) {
-      store(reinterpret_cast<Pair*>(out + d), pairs_along(row + d));
+      const Vec<Pair> pairs = pairs_along(row + d);
+      std::memcpy(out + d, &pairs, sizeof(pairs));  // a row may begin at any even address
     }
   }
 #endif

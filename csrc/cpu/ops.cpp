@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "call.h"
+#include "pages.h"
 
 namespace coalign {
 namespace {
@@ -51,7 +52,9 @@ Tensor empty(const Tensor& like, int64_t width, bool sums = false) {
   AtenTensorHandle made;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &made));
-  return Tensor(made);
+  const Tensor t(made);
+  want_large_pages(t.data_ptr(), t.numel() * like.element_size());
+  return t;
 }
 
 template <class S>

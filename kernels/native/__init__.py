@@ -1,4 +1,7 @@
-"""The native backend: C++ for CPU tensors, built on first use (see build.py; the kernels are csrc/cpu/align.h)."""
+"""The native backend: C++ for CPU tensors (csrc/cpu/align.h), CUDA for those of NVIDIA GPUs (cuda.py).
+
+Each extension is built when the first call needs it: see build.py.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,32 @@ import torch
 from torch import Tensor
 
 from ..problem import Alignment, AlignmentGrads, OperandGrads, Problem, Side
-from . import build
+from . import build, cuda
 
 name = "native"
 
 
 def unsupported(problem: Problem) -> list[str]:
-    """Why the C++ extension can't serve the problem; the first one that it could serve builds it."""
+    """Why the problem can't be served; the first one that could be builds the extension."""
+    if problem.device.type == "cuda":
+        return cuda.unsupported(problem)
     if problem.device.type != "cpu":
-        return [f"the C++ kernels are for CPU tensors, not {problem.device.type!r}"]
-    reason = build.reason()
+        return [f"the native kernels are for tensors of the CPU and of NVIDIA GPUs, not {problem.device.type!r}"]
+    reason = build.extension.reason()
     return [] if reason is None else [reason]
 
 
 def forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
+    if a.f.is_cuda:
+        return cuda.forward(a, b, bias, scale)
     return Alignment(*torch.ops.coalign_native.forward.default(*_operands(a, b, bias, scale)))
 
 
 def backward(
     a: Side, b: Side, bias: Tensor | None, scale: float, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
 ) -> OperandGrads:
+    if a.f.is_cuda:
+        return cuda.backward(a, b, bias, scale, saved, grads, bias_grad)
     dbias = bias.new_zeros(bias.shape, dtype=saved.lse_a.dtype) if bias is not None and bias_grad else None
     saved = Alignment(*(t.contiguous() for t in saved))
     arrived = (t if t is None else t.contiguous() for t in grads)

@@ -1,4 +1,4 @@
-"""Building the C++ extension on first use, once, and loading it.
+"""Building the extensions on first use, once, and loading them: here the C++ one; build_cuda.py has the other.
 
 ninja is called directly: torch.utils.cpp_extension would import setuptools, and its lock is a file that a killed
 process leaves behind for ever. Here one flock guards the cache, which the kernel drops with its process; the
@@ -21,90 +21,95 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-SOURCES = ("cpu/ops.cpp",)
+SOURCES = ("cpu/ops.cpp", "cpu/frozen.cpp", "cpu/mlp.cpp")
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
-_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # torch 2.11: later versions keep its ABI
+TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # torch 2.11: later versions keep its ABI
 _NINJA = """\
-rule cxx
-  command = {cxx} {flags} -MD -MF $out.d -c $in -o $out
-  depfile = $out.d
-  deps = gcc
+rule compile
+  command = {compiler} {flags} -c $in -o $out
 rule link
-  command = {cxx} {flags} -shared $in -o $out -L{torch_lib} -ltorch_cpu -lc10
+  command = {compiler} {flags} -shared $in -o $out -L{torch_lib} -ltorch_cpu -lc10
 {objects}
 build library.so: link {names}
 """
 
-_lock = threading.Lock()
-_loaded = False
-_failure: BuildError | None = None
-
 
 class BuildError(RuntimeError):
-    """The extension could not be built; the message is the compiler's own, or says what is missing."""
+    """An extension could not be built; the message is the compiler's own, or says what is missing."""
 
 
-def library() -> None:
-    """Load the extension, building it first where the cache has none. Later calls do nothing.
+class Toolchain(NamedTuple):
+    """What a library is made with.
 
-    Raises:
-        BuildError: it can't be had; a process tries once.
+    language: as its users know it. compiler: its path. machine: whatever else the code depends on. headers: folders
+    of headers besides csrc and PyTorch's.
     """
-    global _loaded, _failure
-    if _loaded:
-        return
-    with _lock:
-        if _failure is not None:
-            raise _failure
-        if not _loaded:
-            try:
-                torch.ops.load_library(str(build(SOURCES)))
-            except BuildError as error:
-                _failure = error
-                warnings.warn(f"coalign runs without its C++ extension: {error}", RuntimeWarning, stacklevel=2)
-                raise
-            _loaded = True
+
+    language: str
+    compiler: str
+    flags: tuple[str, ...]
+    machine: str
+    headers: tuple[Path, ...] = ()
 
 
-def reason() -> str | None:
-    """Why the extension can't be had, or None once it is loaded."""
-    try:
-        library()
-    except BuildError as error:
-        return str(error).splitlines()[0]
-    return None
+class Extension:
+    """A library of operators that is built and loaded when it is first needed; a process tries once."""
+
+    def __init__(self, name: str, build: Callable[[], Path]):
+        self._name, self._build = name, build
+        self._lock = threading.Lock()
+        self._loaded = False
+        self._failure: str | None = None
+
+    def reason(self) -> str | None:
+        """Why the library can't be had, or None once it is loaded. The first failure is also a warning."""
+        if self._loaded or self._failure is not None:
+            return self._failure
+        with self._lock:
+            if not self._loaded and self._failure is None:
+                try:
+                    torch.ops.load_library(str(self._build()))
+                    self._loaded = True
+                except BuildError as error:
+                    self._failure = str(error).splitlines()[0]
+                    warnings.warn(f"coalign runs without its {self._name}: {error}", RuntimeWarning, stacklevel=3)
+        return self._failure
 
 
-def build(sources: tuple[str, ...], folder: Path | None = None) -> Path:
+def build(sources: tuple[str, ...], folder: Path | None = None, tools: Toolchain | None = None) -> Path:
     """The library of these sources, from the cache or freshly built.
 
     sources: relative to folder, by default coalign's own csrc; every header below it counts as theirs.
+    tools: by default this machine's C++ compiler, for this very processor.
 
     Raises:
         BuildError: no compiler, no ninja, a cache that can't be written, or an error in the sources.
     """
     with resources.as_file(resources.files("coalign.csrc") if folder is None else folder) as root:
-        compiler = _compiler()
-        flags = [*_FLAGS, *_processor_flags(), _TARGET, *shlex.split(os.environ.get("COALIGN_NATIVE_FLAGS", ""))]
+        tools = _cpp() if tools is None else tools
         cache = cache_folder()
-        finished = cache / f"native-{_key(root, sources, compiler, flags)}.so"
+        finished = cache / f"native-{_key(root, sources, tools)}.so"
         if finished.exists():
             return finished
         try:
             cache.mkdir(parents=True, exist_ok=True)
             with _alone(cache):
                 if not finished.exists():
-                    _build(root, sources, compiler, flags, finished)
+                    _build(root, sources, tools, finished)
         except OSError as error:
             raise BuildError(f"the cache {cache} can't be written ({error.strerror}); set COALIGN_CACHE") from error
         return finished
+
+
+extension = Extension("C++ extension", lambda: build(SOURCES))
 
 
 def cache_folder() -> Path:
@@ -116,41 +121,50 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coalign"
 
 
-def _build(root: Path, sources: tuple[str, ...], compiler: str, flags: list[str], finished: Path) -> None:
+def _build(root: Path, sources: tuple[str, ...], tools: Toolchain, finished: Path) -> None:
     """Compile in a folder beside the finished library, and move that into place."""
     for stale in finished.parent.glob("build-*"):  # of killed processes: nobody else builds while we hold the lock
         shutil.rmtree(stale, ignore_errors=True)
-    print("coalign: building its C++ extension, once; this takes some seconds", file=sys.stderr, flush=True)
+    print(f"coalign: building its {tools.language} extension, once; this takes a while", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="build-", dir=finished.parent) as name:
         folder = Path(name)
         torch_home = Path(torch.__file__).parent
-        includes = [f"-I{torch_home / 'include'}", f"-I{root}"]
+        includes = [f"-I{path}" for path in (torch_home / "include", root, *tools.headers)]
         objects = [f"{i}.o" for i in range(len(sources))]
         text = _NINJA.format(
-            cxx=_escaped(compiler),
-            flags=" ".join(_escaped(flag) for flag in [*flags, *includes]),
+            compiler=_escaped(tools.compiler),
+            flags=" ".join(_escaped(flag) for flag in [*tools.flags, *includes]),
             torch_lib=_escaped(str(torch_home / "lib")),
-            objects="\n".join(f"build {o}: cxx {_path(root / s)}" for o, s in zip(objects, sources, strict=True)),
+            objects="\n".join(f"build {o}: compile {_path(root / s)}" for o, s in zip(objects, sources, strict=True)),
             names=" ".join(objects),
         )
         (folder / "build.ninja").write_text(text)
-        made = subprocess.run([_ninja(), "-C", name], capture_output=True, text=True, check=False)
+        made = subprocess.run([_ninja(), "-C", name], capture_output=True, text=True, errors="replace", check=False)
         if made.returncode != 0:
             lines = (made.stdout + made.stderr).splitlines()
             first = next((line for line in lines if "error" in line), f"exit status {made.returncode}")
-            raise BuildError("\n".join([f"{compiler} failed: {first}", *lines[-40:]]))
+            raise BuildError("\n".join([f"{tools.compiler} failed: {first}", *lines[-40:]]))
         os.replace(folder / "library.so", finished)
 
 
-def _key(root: Path, sources: tuple[str, ...], compiler: str, flags: list[str]) -> str:
+def _key(root: Path, sources: tuple[str, ...], tools: Toolchain) -> str:
     found = hashlib.sha256()
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    parts = [torch.__version__, compiler, version, *flags, *sources, platform.machine(), _processor()]
-    for part in parts:
+    version = subprocess.run([tools.compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    for part in (torch.__version__, tools.compiler, version, *tools.flags, *sources, platform.machine(), tools.machine):
         found.update(part.encode() + b"\0")
-    for path in sorted(p for p in root.rglob("*") if p.suffix in (".h", ".cpp")):
-        found.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    for folder in (root, *tools.headers):
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".h", ".cpp", ".cuh", ".cu")):
+            found.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()[:20]
+
+
+def _cpp() -> Toolchain:
+    return Toolchain("C++", compiler(), (*_FLAGS, *_processor_flags(), TARGET, *own_flags()), _processor())
+
+
+def own_flags() -> list[str]:
+    """The user's flags for the C++ compiler, which come last."""
+    return shlex.split(os.environ.get("COALIGN_NATIVE_FLAGS", ""))
 
 
 def _processor() -> str:
@@ -169,7 +183,8 @@ def _processor_flags() -> list[str]:
     return ["-march=native"] if machine in ("x86_64", "amd64") else ["-mcpu=native"] if machine == "aarch64" else []
 
 
-def _compiler() -> str:
+def compiler() -> str:
+    """The C++ compiler: CXX, or the first that is found."""
     if sys.platform == "win32":
         raise BuildError("the C++ kernels need GCC's or Clang's vector extension, which Windows' compiler lacks")
     for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .. import gpu
 from ..problem import Alignment, AlignmentGrads, OperandGrads, Problem, Side
 
 name = "triton"
@@ -25,7 +26,7 @@ def unsupported(problem: Problem) -> list[str]:
         reasons.append("Triton runs on GPU tensors (TRITON_INTERPRET=1 interprets it on the CPU, slowly, for testing)")
     elif problem.device.type not in ("cpu", "cuda"):
         reasons.append(f"Triton kernels are not built for {problem.device.type!r} devices")
-    elif problem.device.type == "cuda" and _capability(problem.device) < (8, 0) and torch.version.hip is None:
+    elif problem.device.type == "cuda" and gpu.capability(problem.device) < (8, 0) and torch.version.hip is None:
         reasons.append("the GPU is older than compute capability 8.0 (Ampere)")
     return reasons
 
@@ -33,7 +34,8 @@ def unsupported(problem: Problem) -> list[str]:
 def forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
     from .launch import Target, plan_forward
 
-    launches, found = plan_forward(a, b, bias, scale, Target(tf32_allowed(), _shared_memory(a.f.device)))
+    target = Target(gpu.tf32_allowed(), _shared_memory(a.f.device), gpu.architecture(a.f.device))
+    launches, found = plan_forward(a, b, bias, scale, target)
     with _on_device(a.f):
         for launch in launches:
             launch.run()
@@ -45,7 +47,7 @@ def backward(
 ) -> OperandGrads:
     from .launch import Target, plan_backward
 
-    target = Target(tf32_allowed(), _shared_memory(a.f.device))
+    target = Target(gpu.tf32_allowed(), _shared_memory(a.f.device), gpu.architecture(a.f.device))
     launches, found = plan_backward(a, b, bias, scale, saved, grads, bias_grad, target)
     with _on_device(a.f):
         for launch in launches:
@@ -53,18 +55,9 @@ def backward(
     return found
 
 
-def tf32_allowed() -> bool:
-    """Whether torch's own switch lets float32 products use TF32 tensor cores; IEEE float32 otherwise."""
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
-@cache
 def _shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that one program may use; the interpreter has no limit."""
-    if device.type != "cuda":
-        return 1 << 30
-    properties = torch.cuda.get_device_properties(device)
-    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
+    return gpu.shared_memory(device) if device.type == "cuda" else 1 << 30
 
 
 @cache
@@ -77,11 +70,6 @@ def _interpreted() -> bool:
     import triton
 
     return bool(triton.knobs.runtime.interpret)
-
-
-@cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
 
 
 def _on_device(t: Tensor) -> AbstractContextManager[object]:

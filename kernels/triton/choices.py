@@ -3,11 +3,15 @@
 Chosen from compiled code (Triton 3.9 for sm_80, sm_90, sm_100, sm_120 and gfx942; `coalign kernels` prints the
 report): the largest tiles that keep everything in registers. One warp too few is a cliff of thousands of spilled
 bytes. What still spills is the stream kernels' backward pass in IEEE float32 when the widths exceed 128 (some 500
-bytes) and wherever they exceed 64 on gfx942, and a 128-row tile on sm_100 (some 150). No GPU has timed any yet.
+bytes) and wherever they exceed 64 on gfx942, and a 128-row tile on sm_100 (some 150). No GPU has timed any yet: once
+one has (`make gpu-tune`), tuned/<architecture>.json holds what was fastest there, and goes before these tables.
 """
 
 from __future__ import annotations
 
+import json
+from functools import cache
+from importlib import resources
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,6 +28,25 @@ class Choice(NamedTuple):
     num_warps: int
     num_stages: int
     blocks: dict[str, int]
+
+
+trial: dict[str, list[int]] = {}  # what the tuner is trying out; goes before everything
+
+
+@cache
+def tuned(architecture: str) -> dict[str, list[int]]:
+    """What was measured to be fastest on an architecture, by key; nothing where nobody has measured."""
+    path = resources.files(__package__) / "tuned" / f"{architecture}.json"
+    return json.loads(path.read_text())["choices"] if path.is_file() else {}
+
+
+def key(kernel: str, backward: bool, kind: Arithmetic, size: int) -> str:
+    """Of a choice: kernel is "tile" or "stream", size the tile's rows or the stream's widest operand, rounded up."""
+    return f"{kernel} {'backward' if backward else 'forward'} {kind} {size}"
+
+
+def _chosen(name: str, architecture: str, default: list[int]) -> list[int]:
+    return trial.get(name) or tuned(architecture).get(name) or default
 
 
 def arithmetic(dtype: torch.dtype, tf32: bool) -> Arithmetic:
@@ -48,12 +71,16 @@ _TILE_WARPS: dict[bool, dict[Arithmetic, dict[int, int]]] = {
 }
 
 
-def tile(longest: int, ragged: bool, h: int, d: int, kind: Arithmetic, backward: bool) -> Choice:
+def tile(
+    longest: int, ragged: bool, h: int, d: int, kind: Arithmetic, backward: bool, architecture: str = ""
+) -> Choice:
     """For pairs of at most `longest` rows; ragged ones may use smaller tiles too. d is the wider value."""
     largest = max(16, _power_of_two(longest))
+    default = [_TILE_WARPS[backward][kind][largest], 2]
+    warps, stages = _chosen(key("tile", backward, kind, largest), architecture, default)
     return Choice(
-        num_warps=_TILE_WARPS[backward][kind][largest],
-        num_stages=2,
+        num_warps=warps,
+        num_stages=stages,
         blocks={
             "SMALLEST": 16 if ragged else largest,
             "LARGEST": largest,
@@ -79,16 +106,20 @@ _STREAM: dict[bool, dict[Arithmetic, dict[int, tuple[int, int, int, int, int, in
 }
 
 
-def stream(h: int, d: int, kind: Arithmetic, shared: int, backward: bool) -> Choice:
+def stream(h: int, d: int, kind: Arithmetic, shared: int, backward: bool, architecture: str = "") -> Choice:
     """For longer sequences; d is the wider value, shared the bytes of shared memory a program may use.
 
     Half the pipeline's stages take about half the memory: that is what smaller GPUs get.
     """
     widest = min(256, max(64, _power_of_two(max(h, d))))
-    block_m, block_n, most_h, most_d, warps, stages = _STREAM[backward][kind][widest]
+    *default, stages = _STREAM[backward][kind][widest]
+    default.append(stages if shared >= 160 * 1024 else 1)
+    block_m, block_n, most_h, most_d, warps, stages = _chosen(
+        key("stream", backward, kind, widest), architecture, default
+    )
     return Choice(
         num_warps=warps,
-        num_stages=stages if shared >= 160 * 1024 else 1,
+        num_stages=stages,
         blocks={"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_H": _block(h, most_h), "BLOCK_D": _block(d, most_d)},
     )
 

@@ -22,10 +22,12 @@ from .tile_backward import tile_backward
 
 
 class Target(NamedTuple):
-    """What a plan must know of the device: whether TF32 is allowed, and a program's shared memory in bytes."""
+    """What a plan must know of the device: whether TF32 is allowed, a program's shared memory in bytes, and the
+    architecture by name, for which tile choices may have been measured."""
 
     tf32: bool
     shared: int
+    architecture: str = ""
 
 
 class Launch(NamedTuple):
@@ -62,9 +64,9 @@ def plan_forward(a: Side, b: Side, bias: Tensor | None, scale: float, target: Ta
     kind = choices.arithmetic(a.f.dtype, target.tf32)
     longest = max(a.length, b.length)
     if longest <= choices.TILE_FORWARD_MAX:
-        choice = choices.tile(longest, _ragged(a, b), h, d, kind, backward=False)
+        choice = choices.tile(longest, _ragged(a, b), h, d, kind, backward=False, architecture=target.architecture)
         return [Launch(tile_forward, (a.pairs,), arguments, constants, choice)], found
-    choice = choices.stream(h, d, kind, target.shared, backward=False)
+    choice = choices.stream(h, d, kind, target.shared, backward=False, architecture=target.architecture)
     chunks = triton.cdiv(d, choice.blocks["BLOCK_D"])
     return [Launch(stream_forward, (_stream_programs(a, b, choice), chunks), arguments, constants, choice)], found
 
@@ -107,7 +109,7 @@ def plan_backward(
     kind = choices.arithmetic(a.f.dtype, target.tf32)
     longest = max(a.length, b.length)
     if longest <= choices.TILE_BACKWARD_MAX:
-        choice = choices.tile(longest, _ragged(a, b), h, d, kind, backward=True)
+        choice = choices.tile(longest, _ragged(a, b), h, d, kind, backward=True, architecture=target.architecture)
         return [Launch(tile_backward, (a.pairs,), arguments | arrived, constants | has_dlse, choice)], found
 
     delta_a, delta_b = torch.empty_like(saved.lse_a), torch.empty_like(saved.lse_b)
@@ -124,7 +126,7 @@ def plan_backward(
         delta_choice,
     )
     arguments |= {"p_dbeta": dbeta, "p_dalpha": dalpha, "p_delta_a": delta_a, "p_delta_b": delta_b}
-    choice = choices.stream(h, d, kind, target.shared, backward=True)
+    choice = choices.stream(h, d, kind, target.shared, backward=True, architecture=target.architecture)
     chunks = max(triton.cdiv(h, choice.blocks["BLOCK_H"]), triton.cdiv(d, choice.blocks["BLOCK_D"]))
     sweep = Launch(stream_backward, (_stream_programs(a, b, choice), chunks), arguments, constants, choice)
     return [delta, sweep], found

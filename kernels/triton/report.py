@@ -80,9 +80,13 @@ class Compiled(NamedTuple):
     traps: int
 
     @property
+    def warps(self) -> int:
+        return self.case.launch.choice.num_warps
+
+    @property
     def occupancy(self) -> float:
         """An estimate of the share of a multiprocessor's warps that fit at once."""
-        warps = self.case.launch.choice.num_warps
+        warps = self.warps
         lanes = self.architecture.target.warp_size
         file = 65536 if lanes == 32 else 4 * 512 * 64
         by_registers = file // max(1, -(-self.registers // 8) * 8 * lanes * warps)
@@ -112,17 +116,19 @@ def cases(architecture: Architecture) -> Iterator[Case]:
     for arithmetic in ("half", "tf32", "ieee"):
         for length in (16, 32, 64, 128):
             for extent in ("lengths", "full") if length > 16 else ("lengths",):
-                for launch in _launches(length, 200, 100, arithmetic, extent, architecture.shared):
+                for launch in _launches(length, 200, 100, arithmetic, extent, architecture):
                     if launch.kernel.__name__.startswith("tile"):
                         name = f"{launch.kernel.__name__} {'<=' if extent == 'lengths' else ''}{length}"
                         yield Case(name, arithmetic, launch)
         for h, d in ((64, 64), (128, 128), (200, 100), (256, 256)):
-            for launch in _launches(1024, h, d, arithmetic, "lengths", architecture.shared):
+            for launch in _launches(1024, h, d, arithmetic, "lengths", architecture):
                 if launch.kernel.__name__ != "stream_delta" or h == 200:
                     yield Case(f"{launch.kernel.__name__} {h}/{d}", arithmetic, launch)
 
 
-def _launches(length: int, h: int, d: int, arithmetic: choices.Arithmetic, extent: str, shared: int) -> list[Launch]:
+def _launches(
+    length: int, h: int, d: int, arithmetic: choices.Arithmetic, extent: str, architecture: Architecture
+) -> list[Launch]:
     """The launches of a forward and a backward pass, planned without data."""
     dtype = torch.bfloat16 if arithmetic == "half" else torch.float32
 
@@ -132,7 +138,7 @@ def _launches(length: int, h: int, d: int, arithmetic: choices.Arithmetic, exten
         return Side(f, x, lengths, length)
 
     a, b = side(), side()
-    target = Target(arithmetic == "tf32", shared)
+    target = Target(arithmetic == "tf32", architecture.shared, architecture.name)
     forward, found = plan_forward(a, b, None, 1.0, target)
     grads = AlignmentGrads(found.beta, found.alpha, None, None)
     backward, _ = plan_backward(a, b, None, 1.0, Alignment(*found), grads, False, target)

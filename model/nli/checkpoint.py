@@ -127,4 +127,4 @@ def _joined_optimizer(about: dict[str, Any], tensors: dict[str, Tensor]) -> dict
         if key.startswith("optimizer."):
             _, number, name = key.split(".", 2)
             state.setdefault(int(number), {})[name] = value
-    return {"state": state, "param_groups": about["param_groups"]}
+    return {"state": dict(sorted(state.items())), "param_groups": about["param_groups"]}

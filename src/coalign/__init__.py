@@ -10,7 +10,7 @@ from .kernels import (
     soft_align,
     soft_align_packed,
 )
-from .model import Aggregate, Attend, Compare, DecomposableAttention, PairBatch
+from .model import Aggregate, Attend, Compare, DecomposableAttention, FrozenDecomposableAttention, PairBatch
 
 __all__ = [
     "BACKENDS",
@@ -19,6 +19,7 @@ __all__ = [
     "BackendUnavailable",
     "Compare",
     "DecomposableAttention",
+    "FrozenDecomposableAttention",
     "PairBatch",
     "SoftAlignment",
     "SoftAlignmentWithLse",

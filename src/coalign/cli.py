@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -203,19 +205,32 @@ def doctor(as_json: JsonOption = False) -> None:
 @app.command()
 def kernels(
     arch: Annotated[
-        list[str] | None, typer.Option(help="sm_80, sm_90, sm_100, sm_120 or gfx942; may be repeated.")
+        list[str] | None, typer.Option(help="sm_75, sm_80, sm_86, sm_90, sm_100, sm_120 or gfx942; may be repeated.")
     ] = None,
     only: Annotated[str, typer.Option(help="Only kernels whose name or arithmetic contains this.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Compile the Triton kernels for GPUs that need not be here, and print what became of them."""
+    """Compile the GPU kernels, Triton's and nvcc's, for GPUs that need not be here, and print what became of them."""
     from .kernel_table import report
 
     try:
         clean = report(arch or ["sm_90"], only, as_json, console)
-    except (ImportError, ValueError) as error:
+    except ValueError as error:
         fail(str(error))
     raise typer.Exit(0 if clean else 1)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def bench(context: typer.Context) -> None:
+    """Time soft alignment against PyTorch on this machine, or show stored results; --help lists the options."""
+    home = Path(__file__).parents[2]
+    if not (home / "benchmarks" / "__main__.py").exists():
+        fail("the benchmarks are in the repository, not in the package: clone it and pip install -e .")
+    done = subprocess.run([sys.executable, "-m", "benchmarks", *context.args], cwd=home, check=False)
+    raise typer.Exit(done.returncode)
 
 
 def _read(data: Path | None, limit: int | None) -> list[Pair]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -17,27 +18,30 @@ def report(architectures: Sequence[str], only: str, as_json: bool, console: Cons
         Whether all are without fault.
 
     Raises:
-        ImportError: Triton is not installed.
-        ValueError: an architecture that is not known.
+        ValueError: an architecture that is not known, or nothing here to compile with.
     """
-    from .kernels.triton.report import ARCHITECTURES, cases, compile_case
-
-    if unknown := set(architectures) - set(ARCHITECTURES):
-        raise ValueError(f"{', '.join(sorted(unknown))} is none of {', '.join(ARCHITECTURES)}")
+    compilers, missing = _compilers()
+    if not compilers:
+        raise ValueError("; ".join(missing))
+    if unknown := set(architectures) - {name for c in compilers for name in c.ARCHITECTURES}:
+        known = dict.fromkeys(name for c in compilers for name in c.ARCHITECTURES)
+        raise ValueError(f"{', '.join(sorted(unknown))} is none of {', '.join(known)}")
     work = [
-        (case, ARCHITECTURES[name])
+        (compiler, case, compiler.ARCHITECTURES[name])
         for name in architectures
-        for case in cases(ARCHITECTURES[name])
+        for compiler in compilers
+        if name in compiler.ARCHITECTURES
+        for case in compiler.cases(compiler.ARCHITECTURES[name])
         if only in f"{case.name} {case.arithmetic}"
     ]
     progress = track(work, "compiling", console=console, transient=True, disable=as_json)
-    found = [compile_case(case, architecture) for case, architecture in progress]
+    found = [compiler.compile_case(case, architecture) for compiler, case, architecture in progress]
     rows = [
         {
             "kernel": c.case.name,
             "arithmetic": c.case.arithmetic,
             "architecture": c.architecture.name,
-            "warps": c.case.launch.choice.num_warps,
+            "warps": c.warps,
             "registers": c.registers,
             "spilled": c.spilled,
             "shared": c.shared,
@@ -52,14 +56,36 @@ def report(architectures: Sequence[str], only: str, as_json: bool, console: Cons
         print(json.dumps(rows, indent=2))
     else:
         _print(rows, console)
+        for reason in missing:
+            console.print(f"[yellow]left out: {reason}")
     return not any(row["faults"] for row in rows)
+
+
+def _compilers() -> tuple[list[Any], list[str]]:
+    """Of Triton's kernels and the native ones, the reports that can be had here, and why others can't."""
+    found, missing = [], []
+    try:
+        from .kernels.triton import report as of_triton
+
+        found.append(of_triton)
+    except ImportError:
+        missing.append("Triton's kernels (Triton is not installed)")
+    from .kernels.native import build, build_cuda
+    from .kernels.native import report as of_nvcc
+
+    try:
+        build_cuda.nvcc()
+        found.append(of_nvcc)
+    except build.BuildError as error:
+        missing.append(f"the native CUDA kernels ({error})")
+    return found, missing
 
 
 def _print(rows: list[dict], console: Console) -> None:
     table = Table(
         box=None,
         padding=(0, 1, 0, 0),
-        caption="spilled and shared: bytes a program; matrix: tensor-core instructions; occupancy: an estimate",
+        caption="spilled and shared: bytes a program; matrix, instr: of native kernels in PTX; occupancy: an estimate",
     )
     headers = ("kernel", "math", "arch", "warps", "regs", "spill", "shared", "matrix", "instr", "occup")
     for place, name in enumerate(headers):

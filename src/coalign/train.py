@@ -44,7 +44,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
         if setting.metadata["choices"]:
             about += f" One of {', '.join(setting.metadata['choices'])}."
         option = typer.Option(help=about, show_default=False, rich_help_panel="Settings, in place of the preset's")
-        kind = Annotated[types[setting.name] | None, option]
+        kind: Any = Annotated[types[setting.name] | None, option]
         own.append(inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
     command.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in own}

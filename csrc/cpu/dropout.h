@@ -1,0 +1,59 @@
+// Dropout without state: whether a number stays follows from the seed and the number's place alone, so that the
+// backward pass finds the same ones without a mask.
+//
+// A place is hashed twice by Wellons' 32-bit "lowbias32", a key of the seed before each: four multiplications for a
+// number, on every vector width. Places of one call never share a hash, for each round is a bijection.
+#pragma once
+
+#include <cstdint>
+
+#include "storage.h"
+
+namespace coalign {
+
+class Dropout {
+ public:
+  // p in [0, 1]; `layer` tells apart several of one seed. p = 0: nothing is dropped.
+  Dropout(double p, int64_t seed, uint32_t layer = 0)
+      : on_(p > 0),
+        first_(mix((uint32_t)seed + 0x9e3779b9u * layer)),
+        second_(mix((uint32_t)((uint64_t)seed >> 32) ^ mix(~layer))),
+        least_(p >= 1 ? ~uint32_t{0} : (uint32_t)(p * 4294967296.0)),
+        scale_(p >= 1 ? 0.0 : 1.0 / (1.0 - p)) {}
+
+  bool on() const { return on_; }
+  double scale() const { return on_ ? scale_ : 1.0; }
+
+  // out[i] = x[i] / (1 - p), or 0 where the number at place from + i is dropped; out may be x.
+  template <class S>
+  void apply(const S* x, int64_t from, int64_t count, S* out) const {
+    using T = Compute<S>;
+    const T scale = (T)scale_;
+    while (count > 0) {
+      const uint32_t low = (uint32_t)from, key = second_ + mix((uint32_t)((uint64_t)from >> 32));
+      const int64_t whole = (int64_t)1 << 32;
+      const int64_t n = count < whole - low ? count : whole - low;
+      for (int64_t i = 0; i < n; ++i) {
+        const uint32_t hash = mix(mix((low + (uint32_t)i) ^ first_) + key);
+        const T value = hash >= least_ ? widen(x[i]) * scale : T(0);
+        narrow(value, out + i);
+      }
+      from += n, x += n, out += n, count -= n;
+    }
+  }
+
+ private:
+  static uint32_t mix(uint32_t x) {
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    x ^= x >> 15;
+    x *= 0x846ca68bu;
+    return x ^ x >> 16;
+  }
+
+  bool on_;
+  uint32_t first_, second_, least_;
+  double scale_;
+};
+
+}  // namespace coalign

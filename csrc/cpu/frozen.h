@@ -1,0 +1,210 @@
+// A frozen model's pairs: from rows of its table of words to the sums that its classifier takes, and the classifier.
+//
+//   e = F_a F_bᵀ      P, Q: softmax of its rows, of its columns
+//   V_a = Σ_i relu(W relu(G_a[i] + Σ_j P_ij G_b[j]) + bias)      and V_b alike, with Qᵀ
+//
+// Every word's F, G_a and G_b were computed when the model was frozen (model/frozen.py). What is left is, for m + n
+// tokens of width h, 2 (m + n) h² operations of the second layer, 6 m n h of the alignment, 2 m n exponentials and a
+// row of 3 h numbers to fetch for each token; for d2l's sizes and real sentences the second layer is five sixths.
+// Rows of several pairs pass it together, so that its weights are read seldom.
+#pragma once
+
+#include "call.h"
+#include "linear.h"
+
+namespace coalign {
+
+constexpr int kGroupRows = 96;  // rows that pass the second layer together, if pairs fill them
+
+template <class E>
+struct FrozenLayers {
+  Layer<E> compare, first, second, scores;
+};
+
+// The table's three parts, (words, h) each.
+template <class S>
+struct WordTable {
+  Rows<S> f, own, other;
+  int64_t words;
+};
+
+// One side's ids, (pairs, rows) or packed, and which of them are tokens.
+struct Words {
+  Extent extent;
+  const void* ids;
+  bool wide;
+
+  int64_t id(int64_t at) const {
+    return wide ? static_cast<const int64_t*>(ids)[at] : static_cast<const int32_t*>(ids)[at];
+  }
+
+  // The pair's words; -1 where one is not in the vocabulary, padding or not.
+  int read(int64_t pair, int64_t words, int* into) const {
+    const int64_t first = extent.first(pair);
+    for (int i = 0; i < extent.stored(pair); ++i) {
+      if (static_cast<uint64_t>(id(first + i)) >= static_cast<uint64_t>(words)) return -1;
+    }
+    const int count = extent.tokens(pair, into);
+    for (int i = 0; i < count; ++i) into[i] = static_cast<int>(id(first + into[i]));
+    return count;
+  }
+};
+
+// Fetches the table's rows of the next group's words while this group is multiplied: their addresses are random, and
+// nothing else knows them early.
+template <class S>
+class WordsAhead {
+ public:
+  WordsAhead(const WordTable<S>& table, const Words& a, const Words& b, int64_t from, int64_t to, int steps)
+      : table_(table),
+        sides_{{a, a.extent.first(from), a.extent.first(to)}, {b, b.extent.first(from), b.extent.first(to)}} {
+    int64_t words = 0;
+    for (const Part& part : sides_) words += part.end - part.at;
+    share_ = (words + steps - 1) / std::max(steps, 1);
+  }
+
+  void step() {
+    for (int64_t left = share_; left > 0; --left) {
+      Part& part = sides_[sides_[0].at == sides_[0].end];
+      if (part.at == part.end) return;
+      const int64_t id = part.words.id(part.at++);
+      if (id < 0 || id >= table_.words || id == last_) continue;  // the last one again: padding
+      last_ = id;
+      const char* row = reinterpret_cast<const char*>(table_.f.at(0, id));
+      for (std::size_t k = 0; k < sizeof(S) * table_.f.row; k += 64) __builtin_prefetch(row + k, 0, 2);
+    }
+  }
+
+ private:
+  struct Part {
+    const Words& words;
+    int64_t at, end;
+  };
+  const WordTable<S>& table_;
+  Part sides_[2];
+  int64_t share_, last_ = -1;
+};
+
+template <class S, class E = Element<S>>
+class Frozen {
+ public:
+  Frozen(const WordTable<S>& table, const Words& a, const Words& b, const FrozenLayers<E>& layers, float* sums)
+      : table_(table), a_(a), b_(b), layers_(layers), sums_(sums) {}
+
+  // Numbers that a pair's two sums take.
+  static int sums_room(int width) { return row_room<E>(2 * width) + lanes<float>; }
+
+  // V_a and V_b of pairs from begin to end; false where a word is not in the vocabulary.
+  bool sum(int64_t begin, int64_t end) const {
+    for (int64_t from = begin, to = group_end(begin, end); from < to;) {
+      const int64_t next = group_end(to, end);
+      if (!sum_group(from, to, next)) return false;
+      from = to;
+      to = next;
+    }
+    return true;
+  }
+
+  // Scores of pairs from begin to end, from their sums: (pairs, classes).
+  void classify(int64_t begin, int64_t end, float* scores) const {
+    const int room = sums_room(width()), classes = layers_.scores.out;
+    for (int64_t pair = begin; pair < end; pair += kGroupRows) {
+      const int count = static_cast<int>(std::min<int64_t>(kGroupRows, end - pair));
+      Arena& arena = Arena::of_this_thread();
+      const float* sums = sums_ + pair * room;
+      const int ld = row_room<E>(2 * width());
+      float* rows = arena.take<float>(static_cast<std::size_t>(count) * ld);
+      for (int i = 0; i < count; ++i) std::memcpy(rows + i * ld, sums + i * room, sizeof(float) * ld);
+      Ahead nothing;
+      const float* hidden = rows;
+      int hidden_ld = ld;
+      for (const Layer<E>* layer : {&layers_.first, &layers_.second}) {
+        const int next_ld = row_room<E>(layer->out);
+        float* next = arena.take<float>(static_cast<std::size_t>(count) * next_ld);
+        std::fill_n(next, static_cast<std::size_t>(count) * next_ld, 0.0f);
+        linear(as_elements<E>(hidden, count, hidden_ld, arena), hidden_ld / kPer<E>, count, *layer, nothing,
+               [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(next + r * next_ld + d, relu(v)); });
+        hidden = next;
+        hidden_ld = next_ld;
+      }
+      linear(as_elements<E>(hidden, count, hidden_ld, arena), hidden_ld / kPer<E>, count, layers_.scores, nothing,
+             [&](int r, int d, Vec<float> v) {
+               float* out = scores + (pair + r) * classes + d;
+               for (int c = 0; c < std::min(lanes<float>, classes - d); ++c) out[c] = v[c];
+             });
+    }
+  }
+
+ private:
+  int width() const { return table_.f.width; }
+  int reach(int64_t pair) const { return a_.extent.reach(pair) + b_.extent.reach(pair); }
+
+  // Where a group that starts with `pair` ends: before its rows become too many, but not at once.
+  int64_t group_end(int64_t pair, int64_t end) const {
+    int64_t to = pair;
+    for (int64_t rows = 0; to < end && (to == pair || rows + reach(to) <= kGroupRows); ++to) rows += reach(to);
+    return to;
+  }
+
+  // The group of pairs from `from` to `to`; the next one ends at `next`.
+  bool sum_group(int64_t from, int64_t to, int64_t next) const {
+    Arena& arena = Arena::of_this_thread();
+    int most = 0;
+    for (int64_t pair = from; pair < to; ++pair) most += reach(pair);
+    const int ld = row_room<E>(width()), room = sums_room(width());
+    float* hidden = arena.take<float>(static_cast<std::size_t>(most) * ld);
+    float** sums = arena.take<float*>(most);
+    std::fill_n(sums_ + from * room, (to - from) * room, 0.0f);
+    int rows = 0;
+    for (int64_t pair = from; pair < to; ++pair) {
+      const Arena::Mark mark = arena.mark();
+      int* ids_a = arena.take<int>(a_.extent.stored(pair) + 1);
+      int* ids_b = arena.take<int>(b_.extent.stored(pair) + 1);
+      const int m = a_.read(pair, table_.words, ids_a), n = b_.read(pair, table_.words, ids_b);
+      if (m < 0 || n < 0) return false;
+      compare_first(ids_a, m, ids_b, n, hidden + static_cast<std::size_t>(rows) * ld, ld, arena);
+      for (int i = 0; i < m + n; ++i) sums[rows + i] = sums_ + pair * room + (i < m ? 0 : width());
+      rows += m + n;
+      arena.release(mark);
+    }
+    WordsAhead<S> ahead(table_, a_, b_, to, next, linear_steps(rows, layers_.compare));
+    linear(as_elements<E>(hidden, rows, ld, arena), ld / kPer<E>, rows, layers_.compare, ahead,
+           [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(sums[r] + d, load(sums[r] + d) + relu(v)); });
+    return true;
+  }
+
+  // The pair's hidden rows, side a's first: relu(own + aligned).
+  void compare_first(const int* ids_a, int m, const int* ids_b, int n, float* hidden, int ld, Arena& arena) const {
+    float** rows = arena.take<float*>(m + n);
+    for (int i = 0; i < m + n; ++i) rows[i] = hidden + static_cast<std::size_t>(i) * ld;
+    auto read = [&](const Rows<S>& part, const int* ids, int count, Use use) {
+      return read_operand<S, E>(part, 0, 0, ids, count, use, arena);
+    };
+    if (m > 0 && n > 0) {
+      const Tokens<E> a{m, read(table_.f, ids_a, m, Use::contract), read(table_.other, ids_a, m, Use::sum)};
+      const Tokens<E> b{n, read(table_.f, ids_b, n, Use::contract), read(table_.other, ids_b, n, Use::sum)};
+      Ahead ahead;
+      align_forward<E, float>(
+          a, b, {true, true, {0, m}, {0, n}}, 1.0f, Bias<const float>{}, rows, rows + m,
+          arena.take<float>(round_up(m, kBlock)), arena.take<float>(round_up(n, kBlock)), arena, ahead);
+    } else {
+      std::fill_n(hidden, static_cast<std::size_t>(m + n) * ld, 0.0f);
+    }
+    for (int i = 0; i < m + n; ++i) {
+      const S* own = table_.own.at(0, i < m ? ids_a[i] : ids_b[i - m]);
+      float* row = rows[i];
+      for (int d = 0; d < width(); ++d) {
+        const float x = row[d] + widen(own[d]);
+        row[d] = x < 0 ? 0 : x;
+      }
+      std::fill(row + width(), row + ld, 0.0f);
+    }
+  }
+
+  WordTable<S> table_;
+  Words a_, b_;
+  FrozenLayers<E> layers_;
+  float* sums_;
+};
+
+}  // namespace coalign

@@ -1,0 +1,185 @@
+// Linear layers of some rows at a time: out = x Wᵀ + bias.
+//
+// W is packed once: panels of at most kBlockColumns vectors of its outputs side by side for every input, so that a
+// product reads it as one stream, and the bias behind them. A tile of kTileRows rows by a panel stays in registers.
+// Elements of a row are added up in their order, whatever rows are beside it: its bits do not depend on its company.
+//
+// 2 rows in out operations; W is read once for every kTileRows rows, from the second-level cache.
+#pragma once
+
+#include "arena.h"
+#include "products.h"
+
+namespace coalign {
+
+constexpr int kTileRows = 6;
+
+// A packed layer. in counts elements, out numbers.
+template <class E>
+struct Layer {
+  const E* panels;
+  int in, out;
+
+  int padded_out() const { return round_up(out, lanes<E>); }
+  const float* bias() const {
+    return reinterpret_cast<const float*>(panels + static_cast<std::size_t>(in) * padded_out());
+  }
+  static std::size_t size(int in, int out) { return (static_cast<std::size_t>(in) + 1) * round_up(out, lanes<E>); }
+};
+
+// f(first column, vectors) for every panel; they differ in width by one vector at most, for narrow ones are slow.
+template <class E, class F>
+inline void for_each_panel(int padded_out, F&& f) {
+  constexpr int W = lanes<E>;
+  const int vectors = padded_out / W, panels = (vectors + kBlockColumns - 1) / kBlockColumns;
+  for (int k = 0, at = 0; k < panels; ++k) {
+    const int count = vectors / panels + (k < vectors % panels);
+    f(at * W, count);
+    at += count;
+  }
+}
+
+// weight (out, numbers), bias (out) or null -> room for Layer<E>::size elements.
+template <class E, class S>
+void pack_layer(const S* weight, const float* bias, int out, int numbers, E* room) {
+  constexpr int W = lanes<E>;
+  constexpr bool same = std::is_same_v<E, S> || kPer<E> == 2;
+  const int in = (numbers + kPer<E> - 1) / kPer<E>, padded = round_up(out, W);
+  auto row = [&](int c) { return weight + static_cast<std::size_t>(c) * numbers; };
+  for_each_panel<E>(padded, [&](int d, int vectors) {
+    const int width = vectors * W;
+    for (int c = 0; c < width; c += W) {
+      if (same && numbers % kPer<E> == 0 && d + c + W <= out) {
+        const E* rows[W];
+        for (int l = 0; l < W; ++l) rows[l] = reinterpret_cast<const E*>(row(d + c + l));
+        transpose(rows, W, in, room + c, width);
+        continue;
+      }
+      for (int k = 0; k < in; ++k) {
+        for (int l = 0; l < W; ++l) {
+          E* to = room + k * width + c + l;
+          if (d + c + l >= out) {
+            *to = 0;
+          } else if constexpr (kPer<E> == 1) {
+            *to = widen(row(d + c + l)[k]);
+          } else {
+            const S* from = row(d + c + l) + 2 * k;
+            *to = from[0].bits | (2 * k + 1 < numbers ? (Pair)from[1].bits << 16 : 0);
+          }
+        }
+      }
+    }
+    room += static_cast<std::size_t>(width) * in;
+  });
+  float* behind = reinterpret_cast<float*>(room);
+  for (int d = 0; d < padded; ++d) behind[d] = bias != nullptr && d < out ? bias[d] : 0;
+}
+
+// weight (out, numbers) and its bias, float -> room for Layer<E>::size elements, rounded where elements are pairs.
+template <class E>
+void pack_float_layer(const float* weight, const float* bias, int out, int numbers, E* room, Arena& arena) {
+  if constexpr (kPer<E> == 1) {
+    pack_layer<E>(weight, bias, out, numbers, room);
+  } else {
+    const Arena::Mark mark = arena.mark();
+    BFloat16* rounded = arena.take<BFloat16>(static_cast<std::size_t>(out) * numbers);
+    narrow_row(weight, out * numbers, rounded);
+    pack_layer<E>(rounded, bias, out, numbers, room);
+    arena.release(mark);
+  }
+}
+
+// The layer without bias whose weight is turned round: weight (in, out), float.
+template <class E>
+void pack_turned(const float* weight, int out, int numbers, E* room) {
+  constexpr int W = lanes<E>;
+  const int padded = round_up(out, W);
+  for_each_panel<E>(padded, [&](int d, int vectors) {
+    for (int k = 0; k < numbers; k += kPer<E>) {
+      for (int c = d; c < d + vectors * W; c += W, room += W) {
+        const Sum<E>* at = weight + static_cast<std::size_t>(k) * out + c;
+        const int n = std::min(W, out - c);
+        if constexpr (kPer<E> == 1) {
+          store(room, load_part(at, n));
+        } else {
+          store(room, pairs_across(load_part(at, n), k + 1 < numbers ? load_part(at + out, n) : Vec<Sum<E>>{}));
+        }
+      }
+    }
+  });
+  std::fill_n(room, padded, E(0));
+}
+
+namespace detail {
+
+template <class E, int MR, int NV, class F>
+inline void linear_tile(const E* x, int ld, int in, const E* panel, const float* bias, F&& take) {
+  constexpr int W = lanes<E>;
+  Vec<float> acc[MR][NV];
+  const E* xs[MR];
+  unroll<MR>([&](auto r) ALWAYS_INLINE {
+    xs[r] = x + r * ld;
+    unroll<NV>([&](auto v) ALWAYS_INLINE { acc[r][v] = load(bias + v * W); });
+  });
+  for (int k = 0; k < in; ++k, panel += NV * W) {
+    Vec<E> u[NV];
+    unroll<NV>([&](auto v) ALWAYS_INLINE { u[v] = in_register<E>(load(panel + v * W)); });
+    unroll<MR>([&](auto r) ALWAYS_INLINE {
+      const Vec<E> number = fill(xs[r][k]);
+      unroll<NV>([&](auto v) ALWAYS_INLINE { acc[r][v] = multiply_add<E>(acc[r][v], u[v], number); });
+    });
+  }
+  unroll<MR>([&](auto r) ALWAYS_INLINE {
+    unroll<NV>([&](auto v) ALWAYS_INLINE { take(r, v * W, acc[r][v]); });
+  });
+}
+
+}  // namespace detail
+
+// take(row, column, vector) for every whole vector of outputs, rows of a column in their order. x: rows of layer.in
+// elements, ld apart. ahead.step() is called for every tile: `linear_steps` times.
+template <class E, class A, class F>
+void linear(const E* x, int ld, int rows, const Layer<E>& layer, A& ahead, F&& take) {
+  for_each_panel<E>(layer.padded_out(), [&](int d, int vectors) {
+    const E* panel = layer.panels + static_cast<std::size_t>(d) * layer.in;
+    for (int i = 0; i < rows; i += kTileRows) {
+      detail::with_constant<kTileRows>(rows - i, [&](auto mr) {
+        detail::with_constant<kBlockColumns>(vectors, [&](auto nv) {
+          detail::linear_tile<E, mr, nv>(
+              x + static_cast<std::size_t>(i) * ld, ld, layer.in, panel, layer.bias() + d,
+              [&](int r, int at, Vec<float> sum) ALWAYS_INLINE { take(i + r, d + at, sum); });
+        });
+      });
+      ahead.step();
+    }
+  });
+}
+
+template <class E>
+int linear_steps(int rows, const Layer<E>& layer) {
+  const int vectors = layer.padded_out() / lanes<E>;
+  return (rows + kTileRows - 1) / kTileRows * ((vectors + kBlockColumns - 1) / kBlockColumns);
+}
+
+// Room for a row that is padded to whole vectors of elements, in numbers.
+template <class E>
+constexpr int row_room(int width) {
+  return round_up(width, lanes<float> * kPer<E>);
+}
+
+// Rows of numbers, padded to whole vectors of elements, as elements to multiply: themselves, or rounded to pairs.
+template <class E>
+const E* as_elements(const Sum<E>* rows, int count, int ld, Arena& arena) {
+  if constexpr (kPer<E> == 1) {
+    return rows;
+  } else {
+    const std::size_t numbers = static_cast<std::size_t>(count) * ld;
+    E* out = arena.take<E>(numbers / 2);
+    for (std::size_t k = 0; k < numbers; k += 2 * lanes<float>) store(out + k / 2, pairs_along(rows + k));
+    return out;
+  }
+}
+
+ALWAYS_INLINE inline Vec<float> relu(Vec<float> x) { return x < 0.0f ? Vec<float>{} : x; }  // NaN stays
+
+}  // namespace coalign

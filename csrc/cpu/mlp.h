@@ -1,0 +1,193 @@
+// d2l's feed-forward network of two layers, in training and inference: a block of rows passes all of it while it is
+// in the caches.
+//
+//   h = dropout(relu(dropout([x, x2]) W1ᵀ + b1))      y = relu(h W2ᵀ + b2)
+//
+// x2 may be missing; [x, x2] is put together block by block. Backward finds the second dropout and both ReLUs in what
+// is saved (y is positive where the ReLU was open; h where it was and the number stayed), and the first dropout from
+// its seed. Gradients of weights are summed over a fixed number of shares of the rows, then over the shares in order:
+// their bits depend on the sizes, not on the threads.
+//
+// Numbers lie in memory as S: float32, or bfloat16, multiplied in pairs where the processor can. Biases and the gradients
+// of weights are float32 in either case, and so are the weights of a training pass, rounded as they are packed.
+//
+// With widths d, h, o: 2 (d h + h o) operations a row forward, twice that backward, or less by 2 d h where x needs no
+// gradient.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include "arena.h"
+#include "dropout.h"
+#include "linear.h"
+
+namespace coalign {
+
+constexpr int kMlpRows = 96;  // of a block: a multiple of kTileRows whose numbers stay in the second-level cache
+
+struct MlpSizes {
+  int x, x2, hidden, out;
+  int in() const { return x + x2; }
+};
+
+// Where the rows' numbers are, each (rows, width) and contiguous.
+template <class S>
+struct MlpRows {
+  const S *x, *x2, *hidden, *y;
+};
+
+// Where the gradients of a share's weights are added up: (hidden, in), (hidden), (out, hidden), (out).
+struct MlpSums {
+  float *w1, *b1, *w2, *b2;
+};
+
+// Blocks of rows on one thread.
+template <class S, class E = Element<S>>
+class Mlp {
+ public:
+  Mlp(const MlpSizes& sizes, double p, int64_t seed)
+      : sizes_(sizes), first_(p, seed, 1), second_(p, seed, 2) {}
+
+  // hidden may be null where no backward pass will follow.
+  void forward(
+      const S* x, const S* x2, int64_t row, int rows, const Layer<E>& one, const Layer<E>& two, S* hidden, S* y,
+      Arena& arena) const {
+    const int ld = row_room<E>(sizes_.in()), ldh = row_room<E>(sizes_.hidden), ldo = row_room<E>(sizes_.out);
+    float* in = block(ld, arena);
+    float* inner = block(ldh, arena);
+    float* outer = block(ldo, arena);
+    Ahead nothing;
+    gather(x, x2, row, rows, in, ld);
+    linear(as_elements<E>(in, rows, ld, arena), ld / kPer<E>, rows, one, nothing,
+           [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(inner + r * ldh + d, relu(v)); });
+    for (int r = 0; r < rows; ++r) {
+      float* from = inner + r * ldh;
+      if (second_.on()) second_.apply(from, (row + r) * sizes_.hidden, sizes_.hidden, from);
+      if (hidden != nullptr) narrow_row(from, sizes_.hidden, hidden + (row + r) * sizes_.hidden);
+      std::fill(from + sizes_.hidden, from + ldh, 0.0f);
+    }
+    linear(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, two, nothing,
+           [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(outer + r * ldo + d, relu(v)); });
+    for (int r = 0; r < rows; ++r) narrow_row(outer + r * ldo, sizes_.out, y + (row + r) * sizes_.out);
+  }
+
+  // Adds to the sums of the block's share, or begins them. dx, dx2: null where nobody wants them. one, two: the layers
+  // turned round.
+  void backward(
+      const S* dy, const MlpRows<S>& saved, int64_t row, int rows, const Layer<E>& one, const Layer<E>& two, bool add,
+      const MlpSums& sums, S* dx, S* dx2, Arena& arena) const {
+    const int in = sizes_.in(), hidden = sizes_.hidden, out = sizes_.out;
+    const int ld = row_room<E>(in), ldh = row_room<E>(hidden), ldo = row_room<E>(out);
+    float* outer = block(ldo, arena);
+    float* inner = block(ldh, arena);
+    float* x = block(ld, arena);
+    const auto [open, ld_open] = as_floats(saved.hidden + row * hidden, rows, hidden, ldh, arena);
+    Ahead nothing;
+    for (int r = 0; r < rows; ++r) {
+      const S *g = dy + (row + r) * out, *y = saved.y + (row + r) * out;
+      float* to = outer + r * ldo;
+      for (int d = 0; d < out; ++d) to[d] = widen(y[d]) <= 0 ? 0 : widen(g[d]);
+      std::fill(to + out, to + ldo, 0.0f);
+    }
+    sum_rows(outer, ldo, rows, out, add, sums.b2);
+    outer_product(outer, ldo, out, open, ld_open, rows, hidden, add, sums.w2, arena);
+    linear(as_elements<E>(outer, rows, ldo, arena), ldo / kPer<E>, rows, two, nothing,
+           [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(inner + r * ldh + d, v); });
+    const float scale = static_cast<float>(second_.scale());
+    for (int r = 0; r < rows; ++r) {
+      const float* h = open + r * ld_open;
+      float* g = inner + r * ldh;
+      for (int d = 0; d < hidden; ++d) g[d] = h[d] <= 0 ? 0 : g[d] * scale;
+    }
+    sum_rows(inner, ldh, rows, hidden, add, sums.b1);
+    gather(saved.x, saved.x2, row, rows, x, ld);
+    outer_product(inner, ldh, hidden, x, ld, rows, in, add, sums.w1, arena);
+    if (dx == nullptr && dx2 == nullptr) return;
+    linear(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, one, nothing,
+           [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(x + r * ld + d, v); });
+    for (int r = 0; r < rows; ++r) {
+      float* g = x + r * ld;
+      if (first_.on()) first_.apply(g, (row + r) * in, in, g);
+      if (dx != nullptr) narrow_row(g, sizes_.x, dx + (row + r) * sizes_.x);
+      if (dx2 != nullptr) narrow_row(g + sizes_.x, sizes_.x2, dx2 + (row + r) * sizes_.x2);
+    }
+  }
+
+ private:
+  static float* block(int ld, Arena& arena) { return arena.take<float>(static_cast<std::size_t>(kMlpRows) * ld); }
+
+  static void copy_row(const S* from, int width, float* to) {
+    for (int d = 0; d < width; ++d) to[d] = widen(from[d]);
+  }
+
+  // Adjacent rows as they are, or widened to rows of ld numbers; and how far apart they are.
+  static std::pair<const float*, int> as_floats(const S* from, int rows, int width, int ld, Arena& arena) {
+    if constexpr (std::is_same_v<S, float>) {
+      return {from, width};
+    } else {
+      float* to = block(ld, arena);
+      for (int r = 0; r < rows; ++r) copy_row(from + static_cast<std::size_t>(r) * width, width, to + r * ld);
+      return {to, ld};
+    }
+  }
+
+  // dropout([x, x2]), padded with zeros.
+  void gather(const S* x, const S* x2, int64_t row, int rows, float* to, int ld) const {
+    for (int r = 0; r < rows; ++r, to += ld) {
+      copy_row(x + (row + r) * sizes_.x, sizes_.x, to);
+      if (x2 != nullptr) copy_row(x2 + (row + r) * sizes_.x2, sizes_.x2, to + sizes_.x);
+      if (first_.on()) first_.apply(to, (row + r) * sizes_.in(), sizes_.in(), to);
+      std::fill(to + sizes_.in(), to + ld, 0.0f);
+    }
+  }
+
+  static void sum_rows(const float* x, int ld, int rows, int width, bool add, float* sum) {
+    if (!add) std::fill_n(sum, width, 0.0f);
+    for (int r = 0; r < rows; ++r) {
+      for (int d = 0; d < width; ++d) sum[d] += x[r * ld + d];
+    }
+  }
+
+  // sum[o][i] (+)= Σ_r g[r][o] x[r][i].
+  static void outer_product(
+      const float* g, int ldg, int out, const float* x, int ldx, int rows, int width, bool add, float* sum,
+      Arena& arena) {
+    const Arena::Mark mark = arena.mark();
+    const E* from = across_rows(g, ldg, rows, arena);
+    const E* to = across_rows(x, ldx, rows, arena);
+    const int terms = (rows + kPer<E> - 1) / kPer<E>;
+    const E** weights = arena.take<const E*>(out);
+    const E** values = arena.take<const E*>(terms);
+    float** sums = arena.take<float*>(out);
+    Ahead nothing;
+    for (int o = 0; o < out; ++o) {
+      weights[o] = from + o;
+      sums[o] = sum + static_cast<std::size_t>(o) * width;
+    }
+    for (int r = 0; r < terms; ++r) values[r] = to + static_cast<std::size_t>(r) * ldx;
+    combine(weights, ldg, values, terms, width, sums, out, add, nothing);
+    arena.release(mark);
+  }
+
+  // Rows as elements that hold one number of each of kPer<E> rows.
+  static const E* across_rows(const float* x, int ld, int rows, Arena& arena) {
+    if constexpr (kPer<E> == 1) {
+      return x;
+    } else {
+      E* out = arena.take<E>(static_cast<std::size_t>((rows + 1) / 2) * ld);
+      for (int r = 0; r < rows; r += 2) {
+        const Sum<E>* first = x + static_cast<std::size_t>(r) * ld;
+        for (int d = 0; d < ld; d += lanes<float>) {
+          const Vec<Sum<E>> second = r + 1 < rows ? load(first + ld + d) : Vec<Sum<E>>{};
+          store(out + static_cast<std::size_t>(r / 2) * ld + d, pairs_across(load(first + d), second));
+        }
+      }
+      return out;
+    }
+  }
+
+  MlpSizes sizes_;
+  Dropout first_, second_;
+};
+
+}  // namespace coalign

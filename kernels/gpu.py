@@ -1,0 +1,34 @@
+"""What a GPU has and what PyTorch's switches allow there: what the backends for GPUs decide from."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+
+def tf32_allowed() -> bool:
+    """Whether torch's own switch lets float32 products use TF32 tensor cores; IEEE float32 otherwise."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@cache
+def architecture(device: torch.device) -> str:
+    """The name of its instructions: sm_90, gfx942; "" of what is no GPU."""
+    if device.type != "cuda":
+        return ""
+    if torch.version.hip is not None:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    return "sm_{}{}".format(*capability(device))
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one block may use."""
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)

@@ -1,0 +1,274 @@
+"""The frozen model: inference from tables of words (Parikh et al. 2016, with what depends on one word precomputed)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..kernels import BackendUnavailable
+from ..kernels.dispatch import requested
+from ..kernels.native import frozen as native
+from ..kernels.ops import unobserved
+from . import plain
+from .ids import Pair, check_ids, padded_pair
+from .masks import as_mask, check_mask
+from .mlp import FeedForward
+from .pair_batch import PairBatch
+
+if TYPE_CHECKING:
+    from .decomposable_attention import DecomposableAttention
+
+FORMAT = "coalign.frozen/1"
+DTYPES = (torch.float32, torch.bfloat16)
+LAYERS = ("compare", "first", "second", "output")
+_INPUTS = ("premises", "hypotheses", "the premises' mask or lengths", "the hypotheses' mask or lengths")
+CHUNK = 8192  # words computed at a time: bounds what freezing needs beside the table
+
+
+class FrozenDecomposableAttention(nn.Module):
+    """`DecomposableAttention` for inference: same call, same scores up to rounding. `DecomposableAttention.freeze`
+    and `load` make one.
+
+    With W_a, W_b the halves of the first layer of g, the table holds for every word w, of vector E_w,
+
+        F = f(E_w)      G_a = W_a E_w + bias      G_b = W_b E_w
+
+    so that a pair costs look-ups, e = F_a F_bᵀ, its softmaxes P and Q, relu(G_a + P G_b), the second layer of g,
+    sums and the classifier. On the CPU that is one C++ kernel; elsewhere, and where a compiler or `torch.export`
+    traces the model, plain PyTorch.
+
+    Buffers: table (words, 3 num_hiddens); weights and biases of the layers that are left. Biases are float32.
+
+    Args:
+        model: what is frozen. dtype: of table and weights, float32 or bfloat16.
+
+    Raises:
+        ValueError: another dtype. TypeError: a model some of whose layers were exchanged, or have hooks.
+    """
+
+    def __init__(self, model: DecomposableAttention, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        if dtype not in DTYPES:
+            raise ValueError(f"a model can be frozen in torch.float32 or torch.bfloat16, not in {dtype}")
+        networks = {"attend.f": model.attend.f, "compare.g": model.compare.g, "aggregate.h": model.aggregate.h}
+        for name, network in networks.items():
+            if not (isinstance(network, FeedForward) and network.is_unchanged()):
+                raise TypeError(
+                    f"{name} is not as the model was made with it: exchanged layers or hooks can't be frozen"
+                )
+        g, h, output = list(model.compare.g), list(model.aggregate.h), model.aggregate.linear
+        linears: list[Any] = [g[4], h[1], h[5], output]
+        with torch.no_grad(), torch.autocast(model.embedding.weight.device.type, enabled=False):
+            state = {"table": _table(model, dtype)}
+            for name, linear in zip(LAYERS, linears, strict=True):
+                state[f"{name}_weight"] = linear.weight.to(dtype, copy=True)
+                state[f"{name}_bias"] = linear.bias.to(torch.float32, copy=True)
+        self._set_up(state, model.embedding.padding_idx, model.backend)
+
+    def _set_up(self, state: Mapping[str, Tensor], padding_idx: int | None, backend: str | None) -> None:
+        for name, t in state.items():
+            self.register_buffer(name, t.contiguous())
+        self.padding_idx = padding_idx
+        self.backend = backend
+        self._packed: tuple[Any, list[Tensor]] = None, []
+
+    table: Tensor
+    output_weight: Tensor
+    output_bias: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the table and the weights."""
+        return sum(t.nbytes for t in self.buffers())
+
+    def extra_repr(self) -> str:
+        words, width = self.table.shape
+        return f"words={words}, num_hiddens={width // 3}, {self.table.dtype}, {self.nbytes / 2**20:.1f} MiB"
+
+    def forward(
+        self, X: tuple[Tensor, Tensor] | PairBatch, *, masks: Pair | None = None, lengths: Pair | None = None
+    ) -> Tensor:
+        """Class scores of pairs of sentences: arguments and errors as of `DecomposableAttention.forward`.
+
+        Returns:
+            (batch, num_classes), float32, not normalised, without gradients.
+        """
+        if isinstance(X, PairBatch) and (masks is not None or lengths is not None):
+            raise ValueError("a PairBatch knows its lengths and has no padding: give it no masks or lengths")
+        with torch.no_grad():
+            if unobserved((self.table,)) and self._is_native():
+                return self._native(X, masks, lengths)
+            return self._plain(X, masks, lengths)
+
+    def _is_native(self) -> bool:
+        name = requested(self.backend)
+        if name == "reference":
+            return False
+        reasons = native.unsupported(self.table)
+        if name == "triton":
+            reasons = ["there is no Triton kernel for frozen models yet"]
+        if name is not None and reasons:
+            raise BackendUnavailable(f"backend {name!r} can't serve this model: {'; '.join(reasons)}")
+        return not reasons
+
+    def _native(self, X: tuple[Tensor, Tensor] | PairBatch, masks: Pair | None, lengths: Pair | None) -> Tensor:
+        words = self.table.shape[0]
+        extent_a: Tensor | None
+        extent_b: Tensor | None
+        if isinstance(X, PairBatch):
+            check_ids("premises", X.ids_a, words, ndim=1, values=False)
+            check_ids("hypotheses", X.ids_b, words, ndim=1, values=False)
+            ids_a, ids_b, extent_a, extent_b = X.ids_a, X.ids_b, X.offsets_a, X.offsets_b
+        else:
+            ids_a, ids_b, given = padded_pair(X, masks, lengths, self.padding_idx, words, values=False)
+            extent_a, extent_b = _extent("a", ids_a, given), _extent("b", ids_b, given)
+        for name, t in zip(_INPUTS, (ids_a, ids_b, extent_a, extent_b), strict=True):
+            if t is not None and t.device != self.table.device:
+                raise ValueError(f"{name} must be on {self.table.device}, like the model, not on {t.device}")
+        found, status = native.scores(
+            self.table,
+            ids_a.contiguous(),
+            ids_b.contiguous(),
+            extent_a,
+            extent_b,
+            self._layers(),
+            self.output_bias.shape[0],
+        )
+        if status == native.BAD_IDS:
+            check_ids("premises", ids_a, words, ndim=ids_a.ndim)
+            check_ids("hypotheses", ids_b, words, ndim=ids_b.ndim)
+        if status == native.BAD_EXTENTS:
+            raise ValueError(
+                "lengths must lie between 0 and the width of the ids; offsets must start at 0, never fall and end at "
+                f"the number of ids: {tuple(ids_a.shape)} and {tuple(ids_b.shape)}"
+            )
+        assert status == native.FINE
+        return found
+
+    def _layers(self) -> list[Tensor]:
+        """The weights packed for the kernel, anew where a buffer has changed since."""
+        state = [(id(t), 0 if t.is_inference() else t._version) for t in self._buffers.values() if t is not None]
+        if self._packed[0] != state:
+            _check_shapes("the model", dict(self.named_buffers()))
+            made = [native.pack(getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")) for name in LAYERS]
+            self._packed = state, made
+        return self._packed[1]
+
+    def _plain(self, X: tuple[Tensor, Tensor] | PairBatch, masks: Pair | None, lengths: Pair | None) -> Tensor:
+        if isinstance(X, PairBatch):
+            lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
+        ids_a, ids_b, given = padded_pair(X, masks, lengths, self.padding_idx, self.table.shape[0])
+        rows_a, rows_b = self.table[ids_a], self.table[ids_b]
+        mask_a = as_mask("a", rows_a, given["mask_a"], given["lengths_a"])
+        mask_b = as_mask("b", rows_b, given["mask_b"], given["lengths_b"])
+        f_a, own_a, other_a = plain.keep(rows_a, mask_a).chunk(3, -1)
+        f_b, own_b, other_b = plain.keep(rows_b, mask_b).chunk(3, -1)
+        p, q = plain.weights(nn.Identity(), f_a, f_b, mask_a, mask_b)
+        sums = [
+            plain.keep(self._linear("compare", torch.relu(hidden)), mask).sum(1, dtype=torch.float32)
+            for hidden, mask in ((own_a + p @ other_b, mask_a), (own_b + q.mT @ other_a, mask_b))
+        ]
+        hidden = self._linear("first", torch.cat(sums, -1).to(self.table.dtype))
+        output = F.linear(self._linear("second", hidden), self.output_weight)
+        return output.float() + self.output_bias
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        weight, bias = getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
+        return torch.relu(F.linear(x, weight, bias.to(weight.dtype)))
+
+    def save(self, path: str | Path) -> None:
+        """Write table, weights and padding_idx to a safetensors file."""
+        metadata = {"format": FORMAT, "padding_idx": "" if self.padding_idx is None else str(self.padding_idx)}
+        safetensors.torch.save_file(dict(self.named_buffers()), path, metadata)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, device: torch.device | str = "cpu", backend: str | None = None
+    ) -> FrozenDecomposableAttention:
+        """The model that `save` wrote.
+
+        Raises:
+            OSError: the file can't be read. ValueError: it is not one of `save`'s.
+        """
+        try:
+            with safetensors.safe_open(path, "pt", device=str(device)) as file:
+                metadata = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(
+                f"{path} holds no frozen model ({FORMAT}), but {metadata.get('format') or 'other tensors'}"
+            )
+        padding_idx = metadata.get("padding_idx")
+        _check_shapes(str(path), state)
+        for name, t in state.items():
+            dtype = torch.float32 if name.endswith("_bias") else state["table"].dtype
+            if t.dtype != dtype or dtype not in DTYPES:
+                raise ValueError(f"{path}: {name} must be {dtype}, not {t.dtype}")
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made._set_up(state, int(padding_idx) if padding_idx else None, backend)
+        return made
+
+    # The packed weights are this machine's copies: moving or casting the buffers leaves them behind, and so does
+    # pickling.
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FrozenDecomposableAttention:
+        self._packed = None, []
+        super()._apply(fn, recurse)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": (None, [])}
+
+
+def _extent(side: str, ids: Tensor, given: Mapping[str, Tensor | None]) -> Tensor | None:
+    """The mask or the lengths of a side, checked; None where all are tokens."""
+    mask, lengths = given[f"mask_{side}"], given[f"lengths_{side}"]
+    check_mask(side, ids, mask, lengths)
+    extent = lengths if mask is None else mask
+    return None if extent is None else extent.contiguous()
+
+
+def _table(model: DecomposableAttention, dtype: torch.dtype) -> Tensor:
+    """F, G_a and G_b side by side, computed in float32, or in float64 where the model is."""
+    vectors = model.embedding.weight
+    if model.projection is not None:
+        vectors = F.linear(vectors, model.projection.weight)
+    wide = torch.float64 if vectors.dtype == torch.float64 else torch.float32
+    f: list[Any] = list(model.attend.f)
+    g: Any = model.compare.g[1]
+    layers = [(f[1].weight.to(wide), f[1].bias.to(wide)), (f[4].weight.to(wide), f[4].bias.to(wide))]
+    own, other = g.weight.to(wide).chunk(2, 1)
+    bias = g.bias.to(wide)
+    h = bias.shape[0]
+    table = vectors.new_empty(vectors.shape[0], 3 * h, dtype=dtype)
+    for rows, out in zip(vectors.split(CHUNK), table.split(CHUNK), strict=True):
+        x = rows.to(wide)
+        hidden = torch.relu(F.linear(x, *layers[0]))
+        out[:, :h] = torch.relu(F.linear(hidden, *layers[1]))
+        out[:, h : 2 * h] = F.linear(x, own, bias)
+        out[:, 2 * h :] = F.linear(x, other)
+    return table
+
+
+def _check_shapes(whose: str, state: Mapping[str, Tensor]) -> None:
+    """That the tensors are a frozen model's, and fit one another: the kernel relies on it."""
+    expected = {"table", *(f"{name}_{kind}" for name in LAYERS for kind in ("weight", "bias"))}
+    if state.keys() != expected:
+        raise ValueError(f"{whose} must hold {', '.join(sorted(expected))}; found {', '.join(sorted(state))}")
+    h, classes = state["table"].shape[-1] // 3, state["output_bias"].numel()
+    shapes: dict[str, tuple[int, ...]] = {"table": (len(state["table"]), 3 * h)}
+    for name, out, width in (("compare", h, h), ("first", h, 2 * h), ("second", h, h), ("output", classes, h)):
+        shapes |= {f"{name}_weight": (out, width), f"{name}_bias": (out,)}
+    for name, shape in shapes.items():
+        if tuple(state[name].shape) != shape:
+            raise ValueError(f"{whose}: {name} must be {shape}, not {tuple(state[name].shape)}")

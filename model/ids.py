@@ -1,0 +1,57 @@
+"""Token ids as a model takes them: checked, and with them what says which positions are tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Pair = tuple[Tensor | None, Tensor | None]
+
+
+def check_ids(name: str, ids: object, vocabulary: int, *, ndim: int = 2, values: bool = True) -> None:
+    """Hold ids against what they must be: integers, ndim dimensions, and on the CPU inside the vocabulary.
+
+    values: whether the ids themselves are looked at.
+
+    Raises:
+        TypeError, ValueError, IndexError: naming the side and what was found.
+    """
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"{name} must be a tensor of token ids, not {type(ids).__name__}")
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must be int32 or int64 token ids, not {ids.dtype}")
+    if ids.ndim != ndim:
+        raise ValueError(f"{name} must be (batch, length), not {tuple(ids.shape)}")
+    if not values or torch.compiler.is_compiling() or ids.device.type != "cpu" or ids.numel() == 0:
+        return
+    least, most = (int(v) for v in ids.aminmax())
+    if least < 0 or most >= vocabulary:
+        raise IndexError(f"{name} has token id {least if least < 0 else most}, outside the vocabulary of {vocabulary}")
+
+
+def padded_pair(
+    X: tuple[Tensor, Tensor],
+    masks: Pair | None,
+    lengths: Pair | None,
+    padding_idx: int | None,
+    vocabulary: int,
+    *,
+    values: bool = True,
+) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
+    """Premises and hypotheses, checked, and their masks and lengths by the names that the layers give them.
+
+    Without masks and lengths, what is not padding_idx is a token.
+    """
+    premises, hypotheses = X
+    check_ids("premises", premises, vocabulary, values=values)
+    check_ids("hypotheses", hypotheses, vocabulary, values=values)
+    if premises.shape[0] != hypotheses.shape[0]:
+        raise ValueError(
+            "premises and hypotheses must be the same number of sentences; "
+            f"they are {tuple(premises.shape)} and {tuple(hypotheses.shape)}"
+        )
+    if masks is None and lengths is None and padding_idx is not None:
+        masks = (premises != padding_idx, hypotheses != padding_idx)
+    (mask_a, mask_b), (lengths_a, lengths_b) = masks or (None, None), lengths or (None, None)
+    extents = {"mask_a": mask_a, "mask_b": mask_b, "lengths_a": lengths_a, "lengths_b": lengths_b}
+    return premises, hypotheses, extents

@@ -1,0 +1,68 @@
+"""The benchmarks of the whole model: the same pairs for everyone, wrong contenders refused, tables from records."""
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+
+from benchmarks import measure, model_cases, whole_model
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(model_cases, "CASES", {"inference": 6, "one pair": 1, "training step": 6})
+    monkeypatch.setattr(whole_model, "CASES", model_cases.CASES)
+    monkeypatch.setattr(model_cases, "VOCABULARY", 50)
+    monkeypatch.setattr(whole_model, "Book", lambda: model_cases.Book(50, 8, 12))
+
+
+def test_a_batch_has_the_same_pairs_in_every_form(small):
+    batch = model_cases.make_batch(40, seed=0)
+    for padded, longest, ids, offsets in zip(
+        batch.to_fifty,
+        batch.to_longest,
+        (batch.packed.ids_a, batch.packed.ids_b),
+        (batch.packed.offsets_a, batch.packed.offsets_b),
+        strict=True,
+    ):
+        assert padded.shape == (40, 50)
+        assert longest.shape[1] == int(offsets.diff().max())
+        assert torch.equal(padded[padded != model_cases.PAD], ids)
+        assert torch.equal(longest[longest != model_cases.PAD], ids)
+        assert ids.min() >= 2
+        assert ids.max() < 50
+
+
+@pytest.mark.parametrize("case", model_cases.CASES)
+def test_contenders_are_timed_and_tabled(small, case):
+    rounds = []
+    lines = whole_model.run(case, 2, torch.get_num_threads(), lambda: rounds.append(1), compiled=False)
+    assert len(rounds) == 2
+    names = [line["contender"] for line in lines]
+    assert names[0] == model_cases.BASELINE
+    assert len(names) >= 4
+    targets = {name for of, name in model_cases.TARGETS if of == case}
+    assert targets <= set(names)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(whole_model.table(lines))
+    text = console.export_text()
+    assert all(name in text for name in names)
+    assert text.count("met") + text.count("missed") == len(targets)
+
+
+def test_a_wrong_contender_is_refused(small):
+    torch.manual_seed(0)
+    book, batch = model_cases.Book(50, 8, 12).eval(), model_cases.make_batch(6, seed=0)
+    found = model_cases.contenders("inference", book, compiled=False)
+    whole_model.check(found, book, batch)
+    with torch.no_grad():
+        found["frozen"].model.output_bias.add_(1)
+    with pytest.raises(measure.Wrong, match="frozen's scores are off by"):
+        whole_model.check(found, book, batch)
+
+
+def test_the_profile_names_the_kernels(small):
+    text = whole_model.profile(torch.get_num_threads(), steps=1)
+    assert "coalign_native::mlp" in text
+    assert "coalign_native::forward" in text
