@@ -7,11 +7,13 @@ from collections.abc import Sized
 import torch
 from torch import Tensor, nn
 
+from . import plain
 from .aggregate import Aggregate
 from .attend import Attend
 from .compare import Compare
 from .frozen import FrozenDecomposableAttention
 from .ids import Pair, check_ids, padded_pair
+from .masks import as_mask
 from .pair_batch import PairBatch
 
 
@@ -21,9 +23,11 @@ class DecomposableAttention(nn.Module):
     Args:
         vocab: anything with a length, the number of token ids. embed_size: width of a word's vector.
         num_hiddens: width of f, g and h.
-        num_inputs_attend, num_inputs_compare, num_inputs_agg: must be embed_size, 2 embed_size and
-            2 num_hiddens; they are arguments because they are d2l's. `from_sizes` does without.
+        num_inputs_attend, num_inputs_compare, num_inputs_agg: must be embed_size (or projection_size), twice that,
+            and 2 num_hiddens; they are arguments because they are d2l's. `from_sizes` does without.
         num_classes: number of class scores.
+        projection_size: the width to which words' vectors are first projected, linearly and without a bias (Parikh
+            et al. 2016, section 4). None, d2l's behaviour: they are taken as they are.
         padding_idx: the token id that stands for padding. Given, it is masked in attention and sums wherever
             a call brings no masks or lengths of its own, and its vector is never trained (torch's
             padding_idx; a loaded state dict keeps its value). None, d2l's behaviour: nothing is masked.
@@ -44,14 +48,18 @@ class DecomposableAttention(nn.Module):
         num_inputs_agg: int = 400,
         *,
         num_classes: int = 3,
+        projection_size: int | None = None,
         padding_idx: int | None = None,
         dropout: float = 0.2,
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        width, width_name = (
+            (embed_size, "embed_size") if projection_size is None else (projection_size, "projection_size")
+        )
         for name, given, expected, meaning in (
-            ("num_inputs_attend", num_inputs_attend, embed_size, "embed_size"),
-            ("num_inputs_compare", num_inputs_compare, 2 * embed_size, "2 * embed_size"),
+            ("num_inputs_attend", num_inputs_attend, width, width_name),
+            ("num_inputs_compare", num_inputs_compare, 2 * width, f"2 * {width_name}"),
             ("num_inputs_agg", num_inputs_agg, 2 * num_hiddens, "2 * num_hiddens"),
         ):
             if given != expected:
@@ -59,6 +67,7 @@ class DecomposableAttention(nn.Module):
         if padding_idx is not None and not 0 <= padding_idx < len(vocab):
             raise ValueError(f"padding_idx must lie between 0 and {len(vocab) - 1}, not {padding_idx}")
         self.embedding = nn.Embedding(len(vocab), embed_size, padding_idx=padding_idx)
+        self.projection = None if projection_size is None else nn.Linear(embed_size, projection_size, bias=False)
         self.attend = Attend(num_inputs_attend, num_hiddens, dropout=dropout, backend=backend)
         self.compare = Compare(num_inputs_compare, num_hiddens, dropout=dropout)
         self.aggregate = Aggregate(num_inputs_agg, num_hiddens, num_classes, dropout=dropout)
@@ -72,6 +81,7 @@ class DecomposableAttention(nn.Module):
         num_hiddens: int = 200,
         *,
         num_classes: int = 3,
+        projection_size: int | None = None,
         padding_idx: int | None = None,
         dropout: float = 0.2,
         backend: str | None = None,
@@ -81,10 +91,11 @@ class DecomposableAttention(nn.Module):
             range(vocab_size),
             embed_size,
             num_hiddens,
-            num_inputs_attend=embed_size,
-            num_inputs_compare=2 * embed_size,
+            num_inputs_attend=projection_size or embed_size,
+            num_inputs_compare=2 * (projection_size or embed_size),
             num_inputs_agg=2 * num_hiddens,
             num_classes=num_classes,
+            projection_size=projection_size,
             padding_idx=padding_idx,
             dropout=dropout,
             backend=backend,
@@ -133,7 +144,8 @@ class DecomposableAttention(nn.Module):
         check_ids("premises", X.ids_a, self.embedding.num_embeddings, ndim=1)
         check_ids("hypotheses", X.ids_b, self.embedding.num_embeddings, ndim=1)
         # one look-up for both sides: its gradient is as large as the vocabulary, and so not made twice and added
-        A, B = self.embedding(torch.cat([X.ids_a, X.ids_b])).split([X.ids_a.shape[0], X.ids_b.shape[0]])
+        words = self._vectors(torch.cat([X.ids_a, X.ids_b]), None)
+        A, B = words.split([X.ids_a.shape[0], X.ids_b.shape[0]])
         beta, alpha = self.attend(
             A,
             B,
@@ -171,6 +183,21 @@ class DecomposableAttention(nn.Module):
         self, X: tuple[Tensor, Tensor], masks: Pair | None, lengths: Pair | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
         """The words' vectors on both sides, and what says which of them are tokens."""
-        words = self.embedding
-        premises, hypotheses, extents = padded_pair(X, masks, lengths, words.padding_idx, words.num_embeddings)
-        return words(premises), words(hypotheses), extents
+        padding_idx, vocabulary = self.embedding.padding_idx, self.embedding.num_embeddings
+        premises, hypotheses, extents = padded_pair(X, masks, lengths, padding_idx, vocabulary)
+        A, B = (
+            self._vectors(ids, self._projected_mask(letter, ids, extents))
+            for letter, ids in (("a", premises), ("b", hypotheses))
+        )
+        return A, B, extents
+
+    def _projected_mask(self, letter: str, ids: Tensor, extents: dict[str, Tensor | None]) -> Tensor | None:
+        """What keeps padding out of the projection's gradient, where there is a projection."""
+        if self.projection is None:
+            return None
+        return as_mask(letter, ids.unsqueeze(-1), extents[f"mask_{letter}"], extents[f"lengths_{letter}"])
+
+    def _vectors(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """The words' vectors, projected where the model does; mask: which are tokens."""
+        vectors = self.embedding(ids)
+        return vectors if self.projection is None else self.projection(plain.keep(vectors, mask))

@@ -241,6 +241,8 @@ def _extent(side: str, ids: Tensor, given: Mapping[str, Tensor | None]) -> Tenso
 def _table(model: DecomposableAttention, dtype: torch.dtype) -> Tensor:
     """F, G_a and G_b side by side, computed in float32, or in float64 where the model is."""
     vectors = model.embedding.weight
+    if model.projection is not None:
+        vectors = F.linear(vectors, model.projection.weight)
     wide = torch.float64 if vectors.dtype == torch.float64 else torch.float32
     f: list[Any] = list(model.attend.f)
     g: Any = model.compare.g[1]

@@ -167,6 +167,26 @@ def test_packed_is_padded_and_masked(dtype, allowed, route, padded_route):
     assert_close(scores_and_gradients(model(dtype, route), lambda m: m(batch())), expected, allowed)
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_projected_words(route):
+    """As if the embedding held the projected vectors; packed, padded, and padded with NaN."""
+    torch.manual_seed(0)
+    projected = DecomposableAttention.from_sizes(
+        VOCAB, EMBED, HIDDEN, projection_size=8, dropout=0, padding_idx=PAD, backend=route
+    )
+    direct = DecomposableAttention.from_sizes(VOCAB, 8, HIDDEN, dropout=0, padding_idx=PAD)
+    state = {name: p for name, p in projected.state_dict().items() if name != "projection.weight"}
+    direct.load_state_dict(state | {"embedding.weight": projected.embedding.weight @ projected.projection.weight.T})
+    expected = scores_and_gradients(direct, lambda m: m(batch()))
+    towards_words = expected.pop("embedding.weight")
+    expected["embedding.weight"] = towards_words @ projected.projection.weight.detach()
+    expected["projection.weight"] = towards_words.T @ projected.embedding.weight.detach()
+    assert_close(scores_and_gradients(projected, lambda m: m(batch())), expected, 1e-5)
+    with torch.no_grad():
+        projected.embedding.weight[PAD] = torch.nan
+    assert_close(scores_and_gradients(projected, lambda m: m(batch().padded(PAD))), expected, 1e-5)
+
+
 def test_packed_runs_no_padding():
     """Only tokens pass the networks: of 11 and 9, not of 5 x 5 and 5 x 4."""
     m, rows = model(), []

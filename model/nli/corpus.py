@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -68,9 +68,9 @@ class Corpus:
         """How many pairs."""
         return len(self.labels)
 
-    def vocabulary(self, min_freq: int = 5) -> Vocabulary:
-        """The words that occur at least min_freq times (d2l's default)."""
-        return Vocabulary.from_counts(dict(zip(self.words, self.counts.tolist(), strict=True)), min_freq)
+    def vocabulary(self, min_freq: int = 5, reserved: Sequence[str] = ()) -> Vocabulary:
+        """The words that occur at least min_freq times (d2l's default), after the reserved ones."""
+        return Vocabulary.from_counts(dict(zip(self.words, self.counts.tolist(), strict=True)), min_freq, reserved)
 
 
 def load_corpus(

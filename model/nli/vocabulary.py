@@ -20,15 +20,27 @@ class Vocabulary:
         self._fill(Counter(token for sentence in sentences for token in sentence), min_freq)
 
     @classmethod
-    def from_counts(cls, counts: Mapping[str, int], min_freq: int = 1) -> Vocabulary:
-        """From how often each word occurs."""
+    def from_counts(cls, counts: Mapping[str, int], min_freq: int = 1, reserved: Sequence[str] = ()) -> Vocabulary:
+        """From how often each word occurs; reserved: words that come after <pad> however often they do."""
         made = cls.__new__(cls)
-        made._fill(counts, min_freq)
+        made._fill(counts, min_freq, reserved)
         return made
 
-    def _fill(self, counts: Mapping[str, int], min_freq: int) -> None:
+    @classmethod
+    def from_tokens(cls, tokens: Sequence[str]) -> Vocabulary:
+        """From another vocabulary's tokens.
+
+        Raises:
+            ValueError: the first two are not <unk> and <pad>, or a token comes twice.
+        """
+        if [*tokens[:2]] != [UNKNOWN, PADDING] or len({*tokens}) != len(tokens):
+            raise ValueError(f"tokens must begin with {UNKNOWN} and {PADDING}, and each must come once")
+        return cls.from_counts({}, reserved=tokens[2:])
+
+    def _fill(self, counts: Mapping[str, int], min_freq: int, reserved: Sequence[str] = ()) -> None:
+        first = (UNKNOWN, PADDING, *reserved)
         frequent = sorted((t for t, n in counts.items() if n >= min_freq), key=lambda t: (-counts[t], t))
-        self.tokens = [UNKNOWN, PADDING, *(t for t in frequent if t not in (UNKNOWN, PADDING))]
+        self.tokens = [*first, *(t for t in frequent if t not in first)]
         self._ids = {token: i for i, token in enumerate(self.tokens)}
 
     def __len__(self) -> int:

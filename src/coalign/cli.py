@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -20,15 +18,12 @@ from .kernels import BackendUnavailable
 from .lexical import align_words
 from .model.nli import DataError, Pair, Vocabulary, read_snli
 from .model.nli.examples import example_pairs
+from .terminal import BackendOption, JsonOption, complaints, console, device_named, fail
+from .train import evaluate, train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-console = Console()
-complaints = Console(stderr=True)
-
-BackendOption = Annotated[
-    str | None, typer.Option(help="Serve with this backend or fail; default: the first that can.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+app.command()(train)
+app.command()(evaluate)
 
 
 def _show_version(wanted: bool) -> None:
@@ -66,7 +61,7 @@ def demo(
 
     examples = _read(data, pairs)
     vocabulary = Vocabulary([s for pair in examples for s in (pair.premise, pair.hypothesis)])
-    place = _device(device)
+    place = device_named(device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=complaints, transient=True, disable=as_json) as progress:
         task = progress.add_task("pairs", total=len(examples))
@@ -82,7 +77,7 @@ def demo(
                 progress=lambda done: progress.advance(task, done),
             )
         except (BackendUnavailable, ValueError) as error:
-            _fail(str(error))
+            fail(str(error))
     if as_json:
         print(outcome.to_json())
         raise typer.Exit(0 if outcome.passed else 1)
@@ -103,7 +98,7 @@ def demo(
     _print_times(outcome)
     _print_example(examples, backend)
     if not all(o.passed for o in outcomes):
-        _fail(f"an error exceeds {BUDGET:g}")
+        fail(f"an error exceeds {BUDGET:g}")
 
 
 def _interpreted(data: Path | None, seed: int, pairs: int = 12) -> Outcome | None:
@@ -188,7 +183,7 @@ def align(
             plot_alignment(alignment, plot)
             console.print(f"wrote {plot}")
     except (ValueError, ImportError, OSError, BackendUnavailable) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command()
@@ -221,7 +216,7 @@ def kernels(
     try:
         clean = report(arch or ["sm_90"], only, as_json, console)
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
     raise typer.Exit(0 if clean else 1)
 
 
@@ -233,7 +228,7 @@ def bench(context: typer.Context) -> None:
     """Time soft alignment against PyTorch on this machine, or show stored results; --help lists the options."""
     home = Path(__file__).parents[2]
     if not (home / "benchmarks" / "__main__.py").exists():
-        _fail("the benchmarks are in the repository, not in the package: clone it and pip install -e .")
+        fail("the benchmarks are in the repository, not in the package: clone it and pip install -e .")
     done = subprocess.run([sys.executable, "-m", "benchmarks", *context.args], cwd=home, check=False)
     raise typer.Exit(done.returncode)
 
@@ -244,21 +239,7 @@ def _read(data: Path | None, limit: int | None) -> list[Pair]:
     try:
         found = read_snli(data, lower=True, limit=limit)
     except (OSError, DataError) as error:
-        _fail(str(error))
+        fail(str(error))
     if found.unlabelled:
         complaints.print(f"left out {found.unlabelled} pairs without a label")
     return found.pairs
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        _fail(f"--device {name}: {str(error).splitlines()[0]}")
-    return device
-
-
-def _fail(message: str) -> None:
-    complaints.print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
-    raise typer.Exit(1)

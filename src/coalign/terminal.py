@@ -1,0 +1,34 @@
+"""What the commands share: where they print, how they fail, options that mean the same everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated, NoReturn
+
+import torch
+import typer
+from rich.console import Console
+
+console = Console()
+complaints = Console(stderr=True)
+
+BackendOption = Annotated[
+    str | None, typer.Option(help="Serve with this backend or fail; default: the first that can.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def device_named(name: str | None) -> torch.device:
+    """The device of --device, once it has been seen to work; the command fails where it does not."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        fail(f"--device {name}: {str(error).splitlines()[0]}")
+    return device
+
+
+def fail(message: str) -> NoReturn:
+    """Print the message as an error and end the command with status 1."""
+    complaints.print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1)

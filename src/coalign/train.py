@@ -1,0 +1,260 @@
+"""The commands `coalign train` and `coalign evaluate`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .kernels import BackendUnavailable
+from .model.nli import Columns, Corpus, DataError, Reading, load_corpus, load_word_vectors
+from .model.nli.checkpoint import Checkpoint, load_checkpoint
+from .model.nli.evaluation import Evaluation
+from .model.nli.evaluation import evaluate as evaluated
+from .model.nli.pairs import LABELS
+from .model.nli.settings import PRESETS, Settings
+from .model.nli.training import LAST, Training, TrainingError
+from .model.nli.training import Progress as Reached
+from .terminal import BackendOption, DeviceOption, JsonOption, complaints, console, device_named, fail
+
+_ERRORS = (DataError, ValueError, OSError, ImportError, BackendUnavailable, TrainingError)
+
+Source = Annotated[str, typer.Argument(help="Pairs: .jsonl, SNLI's .txt, .tsv, .csv, or hf:NAME:SPLIT.")]
+ColumnsOption = Annotated[
+    str | None, typer.Option(help="premise,hypothesis,label: the columns' names; default: SNLI's, or those very names.")
+]
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each of Settings' fields, where it has **settings; None where not given."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
+    types = get_type_hints(Settings)
+    for setting in fields(Settings):
+        about = setting.metadata["help"]
+        if setting.metadata["choices"]:
+            about += f" One of {', '.join(setting.metadata['choices'])}."
+        option = typer.Option(help=about, show_default=False, rich_help_panel="Settings, in place of the preset's")
+        kind: Any = Annotated[types[setting.name] | None, option]
+        own.append(inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+    command.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in own}
+    return command
+
+
+@_with_settings
+def train(
+    training: Source,
+    out: Annotated[Path, typer.Option(help="A folder for checkpoints and logs.")],
+    validation: Annotated[str | None, typer.Option(help="Pairs to evaluate on after each epoch.")] = None,
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "d2l",
+    vectors: Annotated[
+        str | None, typer.Option(help="GloVe's or word2vec's text file, plain, .gz or .zip; default: random vectors.")
+    ] = None,
+    columns: ColumnsOption = None,
+    labels: Annotated[str, typer.Option(help="The labels' names, in the order of their numbers.")] = ",".join(LABELS),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    device: DeviceOption = None,
+    backend: BackendOption = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files too.")] = False,
+    **settings: Any,
+) -> None:
+    """Train the model. Ctrl-C saves and stops; --resume goes on, on the CPU to the same bits."""
+    place = device_named(device)
+    given = {name: value for name, value in settings.items() if value is not None}
+    try:
+        saved = _saved(out, resume, given)
+        chosen = saved.settings if saved else replace(_preset(preset), **given)
+        names = saved.labels if saved else tuple(labels.split(","))
+        reading = chosen.reading(_columns(columns), names)
+        pairs = _read(training, reading)
+        held_out = None if validation is None else _read(validation, reading)
+        vocabulary = saved.vocabulary if saved else chosen.vocabulary(pairs)
+        weight = None
+        if vectors is not None and saved is None:
+            found = load_word_vectors(vectors, vocabulary)
+            console.print(f"{found.coverage:.1%} of {len(vocabulary)} words have a vector in {vectors}")
+            weight = found.embedding(vocabulary, missing=chosen.missing, normalize=chosen.normalize, seed=chosen.seed)
+        run = Training(
+            chosen,
+            pairs,
+            held_out,
+            out,
+            vectors=weight,
+            vocabulary=vocabulary,
+            resume=saved,
+            device=place,
+            backend=backend,
+            tensorboard=tensorboard,
+        )
+        counted = sum(p.numel() for name, p in run.model.named_parameters() if name != "embedding.weight")
+        console.print(
+            f"{len(pairs)} pairs, {len(vocabulary)} words, {counted} parameters without embeddings, on {place}"
+        )
+        finished = _run(run)
+    except _ERRORS as error:
+        fail(str(error))
+    if not finished:
+        complaints.print(f"stopped after step {run.step}; go on with --resume", soft_wrap=True)
+        raise typer.Exit(130)
+    console.print(f"best accuracy {run.best:.4f}; checkpoints in {out}", soft_wrap=True)
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A folder that `coalign train` wrote, or a checkpoint's .json.")],
+    data: Source,
+    columns: ColumnsOption = None,
+    device: DeviceOption = None,
+    backend: BackendOption = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how well a trained model classifies: accuracy, each class, confusions, by length."""
+    place = device_named(device)
+    try:
+        saved = load_checkpoint(model)
+        pairs = _read(data, saved.settings.reading(_columns(columns), saved.labels))
+        built = saved.build().to(place)
+        built.backend = backend
+        batches = replace(saved.settings, batch_size=batch_size).batches(pairs, saved.vocabulary, training=False)
+        with _bar(as_json) as (progress, task):
+            progress.update(task, total=len(pairs))
+            found = evaluated(
+                built, batches.epoch(), saved.labels, device=place, progress=lambda done: progress.advance(task, done)
+            )
+    except _ERRORS as error:
+        fail(str(error))
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        _print_evaluation(found)
+
+
+def _saved(out: Path, resume: bool, given: dict[str, Any]) -> Checkpoint | None:
+    """The checkpoint to go on from; None for a new run. Raises ValueError where the folder or options say otherwise."""
+    last = out / LAST
+    if not resume:
+        if last.exists():
+            raise ValueError(f"{out} already holds a run: go on with --resume, or name another folder")
+        return None
+    saved = load_checkpoint(last)
+    others = given.keys() - {"epochs"}
+    if others:
+        raise ValueError(f"a run goes on with its own settings; leave out {', '.join(sorted(others))}")
+    saved.settings = replace(saved.settings, **given)
+    return saved
+
+
+def _preset(name: str) -> Settings:
+    if name not in PRESETS:
+        raise ValueError(f"{name!r} is no preset; there are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def _columns(names: str | None) -> Columns:
+    if names is None:
+        return Columns()
+    if names.count(",") != 2:
+        raise ValueError(f"--columns takes three names with commas between, not {names!r}")
+    return Columns(*names.split(","))
+
+
+def _read(source: str, reading: Reading) -> Corpus:
+    with complaints.status(f"reading {source}"):
+        corpus = load_corpus(source, reading)
+    if corpus.unlabelled:
+        complaints.print(f"{source}: left out {corpus.unlabelled} pairs without a label", soft_wrap=True)
+    return corpus
+
+
+def _run(run: Training) -> bool:
+    """Train with a bar, a line an epoch, and Ctrl-C as the wish to stop after the step."""
+    done = len(run.history)
+    with _interrupts() as interrupted, _bar() as (progress, task):
+
+        def report(reached: Reached) -> None:
+            nonlocal done
+            for numbers in run.history[done:]:
+                complaints.print(_epoch_line(numbers), soft_wrap=True)
+            done = len(run.history)
+            progress.update(
+                task,
+                description=f"epoch {reached.epoch + 1}/{run.settings.epochs}",
+                completed=reached.pairs,
+                total=len(run.training),
+                told=f"loss {reached.loss:.4f}  accuracy {reached.accuracy:.4f}",
+            )
+
+        finished = run.run(report, lambda: bool(interrupted))
+    for numbers in run.history[done:]:
+        complaints.print(_epoch_line(numbers), soft_wrap=True)
+    return finished
+
+
+def _epoch_line(numbers: dict[str, Any]) -> str:
+    return "  ".join(
+        f"{k.replace('_', ' ')} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items()
+    )
+
+
+@contextmanager
+def _bar(disable: bool = False) -> Iterator[tuple[Progress, TaskID]]:
+    """A bar of pairs with rate, time left and, in the field `told`, what there is to tell."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[told]}"),
+        _Rate("pairs/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=complaints, transient=True, disable=disable) as progress:
+        yield progress, progress.add_task("pairs", total=None, told="")
+
+
+class _Rate(TextColumn):
+    """Pairs a second."""
+
+    def render(self, task: Any) -> Any:
+        self.text_format = f"{task.speed or 0:,.0f} pairs/s"
+        return super().render(task)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """What Ctrl-C was pressed, instead of KeyboardInterrupt; the second one ends the process as ever."""
+    pressed: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _print_evaluation(found: Evaluation) -> None:
+    console.print(f"[bold]accuracy {found.accuracy:.4f}[/]  loss {found.loss:.4f}  {found.pairs} pairs")
+    table = Table(title="classes", title_style="bold")
+    for name in ("class", "precision", "recall", "f1", "pairs", *(f"said {name}" for name in found.classes)):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for (name, numbers), row in zip(found.classes.items(), found.confusion, strict=True):
+        shares = (f"{numbers[key]:.4f}" for key in ("precision", "recall", "f1"))
+        table.add_row(name, *shares, str(numbers["pairs"]), *map(str, row))
+    console.print(table)
+    table = Table("tokens of both", "pairs", "accuracy", title="by length", title_style="bold")
+    for name, numbers in found.by_length.items():
+        table.add_row(name, str(numbers["pairs"]), f"{numbers['accuracy']:.4f}")
+    console.print(table)

@@ -1,0 +1,279 @@
+"""Training: presets, resuming, checkpoints, what stops a run; evaluation."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from coalign.model.nli import (
+    LABELS,
+    PRESETS,
+    DataError,
+    Settings,
+    Training,
+    TrainingError,
+    evaluate,
+    load_checkpoint,
+    load_corpus,
+)
+from coalign.model.nli.examples import example_pairs
+from torch import nn
+
+SMALL = Settings(embed_size=8, num_hiddens=12, min_freq=1, batch_size=16, epochs=3, learning_rate=0.01)
+
+
+def write_pairs(path, pairs):
+    names = ("sentence1", "sentence2", "gold_label")
+    rows = ((" ".join(p.premise), " ".join(p.hypothesis), LABELS[p.label]) for p in pairs)
+    path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def corpora(tmp_path):
+    """45 pairs to train on and 15 to evaluate on."""
+    pairs = example_pairs()
+    parts = (("training", pairs[:45]), ("validation", pairs[45:]))
+    return [load_corpus(write_pairs(tmp_path / f"{name}.jsonl", some)) for name, some in parts]
+
+
+def without_seconds(history):
+    return [{name: value for name, value in numbers.items() if name != "seconds"} for numbers in history]
+
+
+@pytest.mark.parametrize(("preset", "parameters"), [("d2l", 261_803), ("parikh", 381_803)])
+def test_presets_have_the_papers_sizes(preset, parameters):
+    model = PRESETS[preset].model(9)
+    assert sum(p.numel() for name, p in model.named_parameters() if name != "embedding.weight") == parameters
+    assert model.embedding.weight.requires_grad == (preset == "d2l")
+
+
+def test_training_learns_and_keeps_the_best(tmp_path, corpora):
+    training, validation = corpora
+    run = Training(replace(SMALL, epochs=40, dropout=0.0), training, validation, tmp_path / "run")
+    seen = []
+    assert run.run(seen.append)
+    assert run.history[-1]["training_accuracy"] > 0.8
+    assert run.history[-1]["training_loss"] < 0.5 * run.history[0]["training_loss"]
+    assert [reached.pairs for reached in seen[:4]] == [16, 32, 45, 16]
+    best = max(numbers["validation_accuracy"] for numbers in run.history)
+    saved = load_checkpoint(tmp_path / "run")
+    assert saved.best == best
+    found = evaluate(
+        saved.build(), saved.settings.batches(validation, saved.vocabulary, training=False).epoch(), LABELS
+    )
+    assert found.accuracy == best
+    with (tmp_path / "run/log.csv").open() as log:
+        assert [float(line["training_loss"]) for line in csv.DictReader(log)] == [
+            numbers["training_loss"] for numbers in run.history
+        ]
+    assert len([*(tmp_path / "run").glob("*.safetensors")]) == 2
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+@pytest.mark.parametrize("steps", [1, 3, 4, 8])
+def test_a_resumed_run_has_the_same_bits(tmp_path, corpora, optimizer, steps):
+    """Stopped after some steps, within an epoch or between two; there are 3 an epoch."""
+    settings = replace(SMALL, optimizer=optimizer, bucketed=True)
+    whole = Training(settings, *corpora, tmp_path / "whole")
+    assert whole.run()
+    part = Training(settings, *corpora, tmp_path / "part")
+    assert not part.run(stop=lambda: part.step >= steps)
+    torch.rand(7)  # the generator is the checkpoint's, whatever happened in between
+    resumed = Training(settings, *corpora, tmp_path / "part", resume=load_checkpoint(tmp_path / "part/last.json"))
+    assert resumed.step >= steps
+    assert resumed.run()
+    assert without_seconds(resumed.history) == without_seconds(whole.history)
+    for name, parameter in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], parameter), name
+    for one, other in zip(whole.optimizer.state.values(), resumed.optimizer.state.values(), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_dropout_is_on_and_its_state_matters(tmp_path, corpora):
+    """The test above would notice a lost generator: another one gives other bits."""
+    one, other = (Training(SMALL, *corpora, tmp_path / name) for name in ("one", "other"))
+    torch.manual_seed(0)
+    one.run()
+    torch.manual_seed(1)
+    other.run()
+    assert not torch.equal(one.model.attend.f[1].weight, other.model.attend.f[1].weight)
+
+
+def test_the_plain_model_has_the_same_curve(tmp_path, corpora):
+    runs = [
+        Training(replace(SMALL, dropout=0.0), *corpora, tmp_path / str(route), backend=route)
+        for route in (None, "reference")
+    ]
+    for run in runs:
+        run.run()
+    fast, plain = ([numbers["training_loss"] for numbers in run.history] for run in runs)
+    assert fast == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bfloat16"},
+        {"null_token": True, "projection_size": 6, "train_embedding": False, "max_tokens": 0},
+        {"optimizer": "adagrad", "tokens": "words", "lower": True, "max_tokens": 3},
+    ],
+)
+def test_other_settings_train(tmp_path, corpora, changes):
+    run = Training(replace(SMALL, **changes), *corpora, tmp_path / "run")
+    before = run.model.embedding.weight.detach().clone()
+    assert run.run()
+    assert run.history[-1]["training_loss"] < run.history[0]["training_loss"]
+    assert torch.equal(run.model.embedding.weight, before) == (not run.settings.train_embedding)
+    assert load_checkpoint(tmp_path / "run").settings == run.settings
+
+
+def test_a_null_token_stands_before_each_sentence(corpora):
+    settings = replace(SMALL, null_token=True)
+    vocabulary = settings.vocabulary(corpora[0])
+    batch = next(settings.batches(corpora[0], vocabulary, training=False).epoch()).pairs
+    assert vocabulary.tokens[2] == "<null>"
+    assert batch.ids_a[batch.offsets_a[:-1]].tolist() == [2] * 16
+    assert (batch.ids_a == 2).sum() == 16
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, corpora):
+    run = Training(SMALL, *corpora, tmp_path / "run")
+    run.run(stop=lambda: run.step >= 2)
+    before = {name: p.clone() for name, p in run.model.state_dict().items()}
+    with torch.no_grad():
+        run.model.aggregate.linear.bias[0] = torch.nan
+    with pytest.raises(TrainingError, match=r"the loss of step 3 \(epoch 1\) is nan; .*failed\.json"):
+        run.run()
+    failed = load_checkpoint(tmp_path / "run/failed.json")
+    assert failed.step == 2
+    assert torch.equal(failed.model["compare.g.1.weight"], before["compare.g.1.weight"])
+    assert load_checkpoint(tmp_path / "run/last.json").step == 2
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from coalign.model.nli import atomic, checkpoint
+given = checkpoint.load_checkpoint(Path(sys.argv[1]))
+given.step = int(sys.argv[3])
+replace, count = os.replace, 0
+def killing(*arguments):
+    global count
+    count += 1
+    if count == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*arguments)
+os.replace = killing
+checkpoint.save_checkpoint(given, Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("when", [1, 2], ids=["before the tensors are in place", "before the JSON is"])
+@pytest.mark.parametrize("step", [9, 10], ids=["the same step", "another step"])
+def test_kill_9_while_a_checkpoint_is_written_leaves_the_previous_one(tmp_path, corpora, when, step):
+    run = Training(SMALL, *corpora, tmp_path / "run")
+    run.run()
+    path = tmp_path / "run/last.json"
+    before, text = load_checkpoint(path), path.read_text()
+    command = [sys.executable, "-c", KILLED, str(path), str(when), str(step)]
+    child = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert path.read_text() == text
+    after = load_checkpoint(path)
+    assert after.step == before.step == 9
+    assert all(torch.equal(after.model[name], before.model[name]) for name in before.model)
+    assert run.run()  # a finished run does nothing more
+    Training(replace(SMALL, epochs=4), *corpora, tmp_path / "run", resume=after)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda p: p.write_text("{"), DataError, "is no checkpoint of this program"),
+        (lambda p: p.write_text("{}"), DataError, "is no checkpoint of this program: 'format'"),
+        (lambda p: p.write_text(p.read_text().replace('"format": 1', '"format": 2')), DataError, "has the format 2"),
+        (lambda p: p.write_text(p.read_text().replace('"adam"', '"x"')), DataError, "optimizer must be one of"),
+        (lambda p: p.write_text(p.read_text().replace('"<pad>"', '"x"')), DataError, "begin with <unk> and <pad>"),
+        (lambda p: p.with_name("best-3.safetensors").write_bytes(b"x"), DataError, "is no checkpoint of this program"),
+        (lambda p: p.with_name("best-3.safetensors").unlink(), FileNotFoundError, "best-3"),
+        (lambda p: p.unlink(), FileNotFoundError, "best.json"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(tmp_path, corpora, damage, error, message):
+    Training(replace(SMALL, epochs=1), *corpora, tmp_path / "run").run()
+    damage(tmp_path / "run/best.json")
+    with pytest.raises(error, match=message):
+        load_checkpoint(tmp_path / "run")
+
+
+def test_what_can_not_be_resumed(tmp_path, corpora):
+    Training(replace(SMALL, epochs=1), *corpora, tmp_path / "run").run()
+    with pytest.raises(ValueError, match=r"no state to go on from: use last\.json"):
+        Training(SMALL, *corpora, tmp_path / "run", resume=load_checkpoint(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"was trained on 45 pairs with \d+ tokens; these are 15 with"):
+        Training(SMALL, corpora[1], None, tmp_path / "run", resume=load_checkpoint(tmp_path / "run/last.json"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "sgd"}, "optimizer must be one of adam, adagrad, not 'sgd'"),
+        ({"epochs": 0}, "epochs must be 1 or more"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"max_tokens": -1}, "max_tokens must be 0 or more"),
+    ],
+)
+def test_bad_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **changes)
+
+
+def test_vectors_must_fit():
+    with pytest.raises(ValueError, match=r"the vectors must be \(9, 8\), \(words, embed_size\), not \(9, 7\)"):
+        SMALL.model(9, 3, torch.zeros(9, 7))
+    vectors = torch.randn(9, 8)
+    assert torch.equal(SMALL.model(9, 3, vectors).embedding.weight, vectors)
+
+
+def test_no_tensorboard(tmp_path, corpora, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match=r'pip install "coalign\[tensorboard\]"'):
+        Training(SMALL, *corpora, tmp_path / "run", tensorboard=True)
+
+
+def test_evaluation_counts(corpora):
+    """Against counting by hand, for a model whose answer is the premise's length modulo 3."""
+
+    class ByLength(nn.Module):
+        def forward(self, pairs):
+            return nn.functional.one_hot(pairs.lengths_a.long() % 3, 3).float() * 10
+
+    corpus = corpora[0]
+    batches = SMALL.batches(corpus, SMALL.vocabulary(corpus), training=False)
+    model = ByLength().train()
+    found = evaluate(model, batches.epoch(), LABELS)
+    assert model.training
+    a, b, truth = corpus.offsets_a.diff(), corpus.offsets_b.diff(), corpus.labels.long()
+    said = a % 3
+    assert found.pairs == 45
+    assert found.accuracy == pytest.approx(float((said == truth).float().mean()))
+    assert found.loss == pytest.approx(float(nn.functional.cross_entropy(nn.functional.one_hot(said, 3) * 10.0, truth)))
+    for t, name in enumerate(LABELS):
+        assert found.confusion[t] == [int(((truth == t) & (said == s)).sum()) for s in range(3)]
+        right = int(((truth == t) & (said == t)).sum())
+        assert found.classes[name]["precision"] == pytest.approx(right / max(1, int((said == t).sum())))
+        assert found.classes[name]["recall"] == pytest.approx(right / int((truth == t).sum()))
+    for bounds, numbers in found.by_length.items():
+        low, high = (int(part) for part in bounds.split("-")) if "-" in bounds else (41, 10**9)
+        within = (a + b >= low) & (a + b <= high)
+        assert numbers["pairs"] == int(within.sum())
+        assert numbers["accuracy"] == pytest.approx(float((said == truth)[within].float().mean()))
+    assert sum(numbers["pairs"] for numbers in found.by_length.values()) == 45
+    with pytest.raises(ValueError, match="no pairs to evaluate"):
+        evaluate(model, [], LABELS)
