@@ -130,8 +130,8 @@ def _rows(lines: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
 COMPILED = "torch.compile, padded to 50"
 
 
-def profile(threads: int, autocast: bool = False, steps: int = 8) -> str:
-    """Where a training step's time goes, by operator, as text."""
+def profile(threads: int, autocast: bool = False, steps: int = 8, operators: int | None = 20) -> str:
+    """Where a training step's time goes, as text: a line for each of the longest operators (None: for all)."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     batches = [make_batch(CASES["training step"], seed) for seed in range(SETS)]
@@ -145,7 +145,7 @@ def profile(threads: int, autocast: bool = False, steps: int = 8) -> str:
     events = found.key_averages()
     total = sum(event.self_cpu_time_total for event in events)
     lines = [f"{'operator':42} {'ms a step':>9} {'share':>6} {'calls':>6}"]
-    for event in sorted(events, key=lambda event: -event.self_cpu_time_total)[:20]:
+    for event in sorted(events, key=lambda event: -event.self_cpu_time_total)[:operators]:
         share = event.self_cpu_time_total / total
         milliseconds = event.self_cpu_time_total / 1000 / steps
         lines.append(f"{event.key[:42]:42} {milliseconds:9.3f} {share:6.1%} {event.count / steps:6.0f}")

@@ -1,12 +1,13 @@
 """The benchmarks of the whole model: the same pairs for everyone, wrong contenders refused, tables from records."""
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import measure, model_cases, whole_model
+from benchmarks import measure, model_cases, results, whole_model
 
 
 @pytest.fixture
@@ -63,6 +64,12 @@ def test_a_wrong_contender_is_refused(small):
 
 
 def test_the_profile_names_the_kernels(small):
-    text = whole_model.profile(torch.get_num_threads(), steps=1)
+    text = whole_model.profile(torch.get_num_threads(), steps=1, operators=None)
     assert "coalign_native::mlp" in text
     assert "coalign_native::forward" in text
+
+
+@pytest.mark.parametrize("path", sorted(results.FOLDER.glob("*/model.jsonl")), ids=lambda path: path.parent.name)
+def test_readme_shows_the_stored_results(path):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert whole_model.markdown(results.read(path)) in readme

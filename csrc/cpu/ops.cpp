@@ -6,12 +6,10 @@
 
 #include "call.h"
 #include "pages.h"
+#include "tensors.h"
 
 namespace coalign {
 namespace {
-
-using torch::headeronly::ScalarType;
-using Maybe = std::optional<Tensor>;
 
 // Rows of adjacent numbers, as far apart as may be.
 Tensor rows_of(const Tensor& t) {
@@ -55,11 +53,6 @@ Tensor empty(const Tensor& like, int64_t width, bool sums = false) {
   const Tensor t(made);
   want_large_pages(t.data_ptr(), t.numel() * like.element_size());
   return t;
-}
-
-template <class S>
-S* data(const Tensor& t) {
-  return static_cast<S*>(t.data_ptr());
 }
 
 // f(S{}, B{}) for the types in which memory holds the operands and the bias.

@@ -116,20 +116,20 @@ def cases(architecture: Architecture) -> Iterator[Case]:
     for arithmetic in ("half", "tf32", "ieee"):
         for length in (16, 32, 64, 128):
             for extent in ("lengths", "full") if length > 16 else ("lengths",):
-                for launch in _launches(length, 200, 100, arithmetic, extent, architecture):
+                for launch in _of_lengths(length, 200, 100, arithmetic, extent, architecture):
                     if launch.kernel.__name__.startswith("tile"):
                         name = f"{launch.kernel.__name__} {'<=' if extent == 'lengths' else ''}{length}"
                         yield Case(name, arithmetic, launch)
         for h, d in ((64, 64), (128, 128), (200, 100), (256, 256)):
-            for launch in _launches(1024, h, d, arithmetic, "lengths", architecture):
+            for launch in _of_lengths(1024, h, d, arithmetic, "lengths", architecture):
                 if launch.kernel.__name__ != "stream_delta" or h == 200:
                     yield Case(f"{launch.kernel.__name__} {h}/{d}", arithmetic, launch)
 
 
-def _launches(
+def _of_lengths(
     length: int, h: int, d: int, arithmetic: choices.Arithmetic, extent: str, architecture: Architecture
 ) -> list[Launch]:
-    """The launches of a forward and a backward pass, planned without data."""
+    """The launches of a forward and a backward pass over pairs of these sizes."""
     dtype = torch.bfloat16 if arithmetic == "half" else torch.float32
 
     def side() -> Side:
@@ -137,12 +137,17 @@ def _launches(
         f, x = (torch.empty(8, length, width, dtype=dtype, device="meta") for width in (h, d))
         return Side(f, x, lengths, length)
 
-    a, b = side(), side()
+    forward, backward = plan(side(), side(), arithmetic, architecture)
+    return forward + backward
+
+
+def plan(a: Side, b: Side, arithmetic: str, architecture: Architecture) -> tuple[list[Launch], list[Launch]]:
+    """The launches of a forward and of a backward pass over sides that need no data."""
     target = Target(arithmetic == "tf32", architecture.shared, architecture.name)
     forward, found = plan_forward(a, b, None, 1.0, target)
     grads = AlignmentGrads(found.beta, found.alpha, None, None)
     backward, _ = plan_backward(a, b, None, 1.0, Alignment(*found), grads, False, target)
-    return forward + backward
+    return forward, backward
 
 
 def compile_case(case: Case, architecture: Architecture) -> Compiled:
