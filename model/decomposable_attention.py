@@ -7,6 +7,7 @@ from collections.abc import Sized
 import torch
 from torch import Tensor, nn
 
+from ..kernels.ops import unobserved
 from . import plain
 from .aggregate import Aggregate
 from .attend import Attend
@@ -14,6 +15,7 @@ from .compare import Compare
 from .frozen import FrozenDecomposableAttention
 from .ids import Pair, check_ids, padded_pair
 from .masks import as_mask
+from .mlp import is_hooked
 from .pair_batch import PairBatch
 
 
@@ -117,7 +119,8 @@ class DecomposableAttention(nn.Module):
 
         Args:
             X: premises (batch, m) and hypotheses (batch, n), integer token ids; or a `PairBatch`, all of whose ids
-                are tokens: only they are computed with, and the result is that of masked padding.
+                are tokens: only they are computed with, and the result is that of masked padding. On the CPU padded
+                ids that are masked are packed first.
             masks: for each side (batch, length) bool, True for a token, or None.
             lengths: for each side (batch,) integers, or None. A side takes a mask or lengths, not both; given
                 for either side, they replace padding_idx for both.
@@ -133,16 +136,32 @@ class DecomposableAttention(nn.Module):
             if masks is not None or lengths is not None:
                 raise ValueError("a PairBatch knows its lengths and has no padding: give it no masks or lengths")
             if self.backend != "reference":
+                check_ids("premises", X.ids_a, self.embedding.num_embeddings, ndim=1)
+                check_ids("hypotheses", X.ids_b, self.embedding.num_embeddings, ndim=1)
                 return self._packed_scores(X)
             lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
-        A, B, extents = self._embed(X, masks, lengths)
+        premises, hypotheses, extents = self._checked(X, masks, lengths)
+        if self._is_better_packed(premises, extents):
+            sides = [(extents[f"{kind}_a"], extents[f"{kind}_b"]) for kind in ("mask", "lengths")]
+            return self._packed_scores(PairBatch.from_padded(premises, hypotheses, masks=sides[0], lengths=sides[1]))
+        A, B = self._embed(premises, hypotheses, extents)
         beta, alpha = self.attend(A, B, **extents)
         V_A, V_B = self.compare(A, B, beta, alpha, **extents)
         return self.aggregate(V_A, V_B)
 
+    def _is_better_packed(self, premises: Tensor, extents: dict[str, Tensor | None]) -> bool:
+        """Whether to take the padding out first: where that needs no waiting, and nobody looks at what is inside."""
+        inside = (self.embedding, self.attend, self.compare)
+        return (
+            self.backend != "reference"
+            and premises.device.type == "cpu"
+            and any(t is not None for t in extents.values())
+            and unobserved((premises, self.embedding.weight))
+            and [type(layer) for layer in inside] == [nn.Embedding, Attend, Compare]
+            and not any(is_hooked(layer) for layer in (*inside, self.attend.f, self.compare.g))
+        )
+
     def _packed_scores(self, X: PairBatch) -> Tensor:
-        check_ids("premises", X.ids_a, self.embedding.num_embeddings, ndim=1)
-        check_ids("hypotheses", X.ids_b, self.embedding.num_embeddings, ndim=1)
         # one look-up for both sides: its gradient is as large as the vocabulary, and so not made twice and added
         words = self._vectors(torch.cat([X.ids_a, X.ids_b]), None)
         A, B = words.split([X.ids_a.shape[0], X.ids_b.shape[0]])
@@ -176,20 +195,24 @@ class DecomposableAttention(nn.Module):
         """
         if isinstance(X, PairBatch):
             lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
-        A, B, extents = self._embed(X, masks, lengths)
-        return self.attend.weights(A, B, **extents)
+        premises, hypotheses, extents = self._checked(X, masks, lengths)
+        return self.attend.weights(*self._embed(premises, hypotheses, extents), **extents)
 
-    def _embed(
+    def _checked(
         self, X: tuple[Tensor, Tensor], masks: Pair | None, lengths: Pair | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
-        """The words' vectors on both sides, and what says which of them are tokens."""
-        padding_idx, vocabulary = self.embedding.padding_idx, self.embedding.num_embeddings
-        premises, hypotheses, extents = padded_pair(X, masks, lengths, padding_idx, vocabulary)
+        """Padded ids, and what says which of them are tokens."""
+        return padded_pair(X, masks, lengths, self.embedding.padding_idx, self.embedding.num_embeddings)
+
+    def _embed(
+        self, premises: Tensor, hypotheses: Tensor, extents: dict[str, Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        """The words' vectors on both sides."""
         A, B = (
             self._vectors(ids, self._projected_mask(letter, ids, extents))
             for letter, ids in (("a", premises), ("b", hypotheses))
         )
-        return A, B, extents
+        return A, B
 
     def _projected_mask(self, letter: str, ids: Tensor, extents: dict[str, Tensor | None]) -> Tensor | None:
         """What keeps padding out of the projection's gradient, where there is a projection."""

@@ -85,6 +85,29 @@ def test_masked_model_sees_no_padding(book, route, padding_idx, given):
     assert_close(scores_and_gradients(ours(book, route, padding_idx), lambda model: model(X, **given)), expected)
 
 
+def test_padding_is_taken_out_unless_someone_looks_inside(book, monkeypatch):
+    """Packed, padding costs nothing; a hook on a layer is shown the padded form that the book describes."""
+    seen = []
+    forward = Compare.forward
+
+    def noted(self, A, *rest, **given):
+        seen.append(A.ndim)
+        return forward(self, A, *rest, **given)
+
+    monkeypatch.setattr(Compare, "forward", noted)
+    model = ours(book, padding_idx=PAD)
+    packed = scores_and_gradients(model, lambda model: model(X))
+    shapes = []
+    hook = model.attend.register_forward_hook(lambda layer, arguments, result: shapes.append(result[0].shape))
+    padded = scores_and_gradients(model, lambda model: model(X))
+    hook.remove()
+    assert shapes == [(4, 7, EMBED)]
+    assert seen == [2, 3]
+    assert_close(packed, padded)
+    ours(book)(X)
+    assert seen[2:] == [3]  # nothing is masked, so there is nothing to take out
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_padding_changes_an_unmasked_model(book, route):
     """The masks above do something: without them the numbers differ."""
