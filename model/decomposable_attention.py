@@ -205,7 +205,8 @@ class DecomposableAttention(nn.Module):
         if isinstance(X, PairBatch):
             lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
         premises, hypotheses, extents = self._checked(X, masks, lengths)
-        return self.attend.weights(*self._embed(premises, hypotheses, extents), **extents)
+        A, B = self._embed(premises, hypotheses, extents)
+        return self.attend.weights(A, B, **extents)
 
     def _checked(
         self, X: tuple[Tensor, Tensor], masks: Pair | None, lengths: Pair | None

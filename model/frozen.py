@@ -132,11 +132,15 @@ class FrozenDecomposableAttention(nn.Module):
         for name, ids in (("premises", X.ids_a), ("hypotheses", X.ids_b)):
             check_ids(name, ids, self.table.shape[0], ndim=1)
             self._check_device(name, ids)
-        ids, offsets = (
-            tuple(t.contiguous() for t in sides) for sides in ((X.ids_a, X.ids_b), (X.offsets_a, X.offsets_b))
+        found = triton.sums(
+            self.table,
+            (X.ids_a.contiguous(), X.ids_b.contiguous()),
+            (X.offsets_a.contiguous(), X.offsets_b.contiguous()),
+            self.compare_weight,
+            self.compare_bias,
+            _most_tokens(X) or 0,
         )
-        weight, bias = self.compare_weight, self.compare_bias
-        return self._classified(triton.sums(self.table, ids, offsets, weight, bias, _most_tokens(X) or 0))
+        return self._classified(found)
 
     def _check_device(self, name: str, t: Tensor) -> None:
         if t.device != self.table.device:
