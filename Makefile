@@ -44,9 +44,10 @@ bench: $(VENV)/installed ## time the operator against PyTorch (minutes, on an id
 
 # on a machine with a GPU and no network, in the Python that is there; what is done already is not done again
 GPU_SECONDS ?= 440
-gpu-bench: ## time the operator on this machine's GPU, most important cases first; GPU_SECONDS=440 is the limit
+gpu-bench: ## time model and operator on this machine's GPU, most important cases first; GPU_SECONDS=440 is the limit
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(PYTHON) -m benchmarks --suite gpu --resume --seconds $(GPU_SECONDS) $(ARGS)
+	$(PYTHON) -m benchmarks --suite gpu --resume --seconds $$(($(GPU_SECONDS) * 2 / 3)) $(ARGS)
+	$(PYTHON) -m benchmarks --model --resume --seconds $$(($(GPU_SECONDS) / 3)) $(ARGS)
 	$(PYTHON) -m benchmarks --report
 
 gpu-tune: ## try the kernels' tile choices on this machine's GPU; GPU_SECONDS=440 is the limit
