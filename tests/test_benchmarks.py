@@ -1,15 +1,16 @@
 """The benchmarks measure what they say, refuse wrong contenders, and the README shows what they found."""
 
+import io
 import os
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from benchmarks import (
     cases,
-    clock,
     contenders,
     measure,
     plots,
@@ -118,24 +119,22 @@ def test_a_slower_kernel_is_flagged_and_a_slower_machine_is_not():
 
 
 def test_a_kernel_that_is_really_slowed_is_flagged(tmp_path):
-    """Measured, not made up: the same call once and four times over."""
+    """Measured, in turns, not made up: the same call once and eight times over."""
     case = cases.Case("slowed", 16, 24, 20, h=64, d=32)
     inputs = [cases.make(case)]
     align = contenders.contenders(case, inputs[0])
 
     def measured(times):
         calls = {
-            "coalign": lambda: [align["coalign"](*inputs[0].padded) for _ in range(times)],
-            "eager": lambda: align["eager"](*inputs[0].padded),
+            "coalign": [lambda: [align["coalign"](*inputs[0].padded) for _ in range(times)]],
+            "eager": [lambda: align["eager"](*inputs[0].padded)],
         }
         return [
-            line(name, 1.0, "slowed", samples=[clock.seconds("cpu", call, 20) for _ in range(15)])
-            | {"p50": clock.seconds("cpu", call, 100)}
-            for name, call in calls.items()
+            line(timing.contender, timing.quantile(0.5), "slowed", samples=list(timing.samples))
+            for timing in measure.take_turns(calls, 15)
         ]
 
-    measured(1)  # warm
-    (change,) = significance.changes(measured(1), measured(4))
+    (change,) = significance.changes(measured(1), measured(8))
     assert change.verdict == "SLOWER"
 
 
@@ -200,6 +199,22 @@ def test_predictions_are_stored_once(tmp_path, monkeypatch):
     predict.store()
     with pytest.raises(FileExistsError):
         predict.store()
+
+
+def test_a_gpus_results_stand_beside_their_predictions():
+    gpu = {"kind": "cuda", "architecture": "sm_90", "device": "a GPU", "graph": True}
+    foreseen = predict.stored("sm_90")["SNLI packed bfloat16, 8192 pairs", "forward"]
+    case = {"case": "SNLI packed bfloat16, 8192 pairs", **gpu}
+    lines = [line("coalign", 2 * foreseen["graph"], **case), line("eager", 1.0, **case)]
+    console = Console(width=250, record=True, file=io.StringIO())
+    console.print(report.predicted(lines))
+    text = console.export_text()
+    assert foreseen["kernels"][0]["name"] in text
+    assert "forward, graph" in text
+    assert " 2.00 " in text
+    assert report.scaling(lines) is None
+    assert report.predicted([line("coalign", 1.0), line("eager", 1.0)]) is None
+    assert report.scaling([line("coalign", 1.0, case="16 pairs")]).row_count == 1
 
 
 def test_a_prediction_is_above_the_floor():
