@@ -204,9 +204,7 @@ class DecomposableAttention(nn.Module):
         """Padded ids, and what says which of them are tokens."""
         return padded_pair(X, masks, lengths, self.embedding.padding_idx, self.embedding.num_embeddings)
 
-    def _embed(
-        self, premises: Tensor, hypotheses: Tensor, extents: dict[str, Tensor | None]
-    ) -> tuple[Tensor, Tensor]:
+    def _embed(self, premises: Tensor, hypotheses: Tensor, extents: dict[str, Tensor | None]) -> tuple[Tensor, Tensor]:
         """The words' vectors on both sides."""
         A, B = (
             self._vectors(ids, self._projected_mask(letter, ids, extents))

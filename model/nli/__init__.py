@@ -6,6 +6,7 @@ from .corpus import Corpus, Reading, load_corpus
 from .evaluation import Evaluation, evaluate
 from .packed_batches import LabelledPairs, PackedBatches
 from .pairs import LABELS, Pair, PairFile, read_snli
+from .prediction import Predictions, Predictor, predict_snli
 from .rows import Columns, DataError, Row, read_rows
 from .settings import PRESETS, Settings
 from .tokens import TOKENIZERS, tokenizer
@@ -27,6 +28,8 @@ __all__ = [
     "PackedBatches",
     "Pair",
     "PairFile",
+    "Predictions",
+    "Predictor",
     "Reading",
     "Row",
     "Settings",
@@ -39,6 +42,7 @@ __all__ = [
     "load_checkpoint",
     "load_corpus",
     "load_word_vectors",
+    "predict_snli",
     "read_rows",
     "read_snli",
     "save_checkpoint",
