@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..pair_batch import PairBatch
 from .checkpoint import Checkpoint, load_checkpoint
@@ -101,8 +102,17 @@ class Predictor:
 
     def batch(self, premises: Sequence[str], hypotheses: Sequence[str]) -> PairBatch:
         """The texts as the model takes them, on the host. Errors as of a call."""
-        sides = (("premises", premises), ("hypotheses", hypotheses))
-        return PairBatch.from_lists(*(list(map(self.vocabulary.__getitem__, self.words(*side))) for side in sides))
+        ids_a, lengths_a = self._ids("premises", premises)
+        ids_b, lengths_b = self._ids("hypotheses", hypotheses)
+        if len(lengths_a) != len(lengths_b):
+            raise ValueError(f"there are {len(lengths_a)} premises, but {len(lengths_b)} hypotheses")
+        return PairBatch.from_lengths(ids_a, ids_b, lengths_a, lengths_b)
+
+    def _ids(self, name: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        words = self.words(name, texts)
+        lengths = np.fromiter(map(len, words), np.int32, len(words))
+        ids = self.vocabulary.stream(chain.from_iterable(words), int(lengths.sum()))
+        return torch.from_numpy(ids), torch.from_numpy(lengths)
 
     def words(self, name: str, texts: Sequence[str]) -> list[list[str]]:
         """The tokens of each text: cut where the settings cut, after NULL where they put it. name: for errors.
