@@ -7,6 +7,7 @@ from .evaluation import Evaluation, evaluate
 from .packed_batches import LabelledPairs, PackedBatches
 from .pairs import LABELS, Pair, PairFile, read_snli
 from .prediction import Predictions, Predictor, predict_snli
+from .prediction_stream import JsonPairs, Reached, predict_lines, record
 from .rows import Columns, DataError, Row, read_rows
 from .settings import PRESETS, Settings
 from .tokens import TOKENIZERS, tokenizer
@@ -24,12 +25,14 @@ __all__ = [
     "Corpus",
     "DataError",
     "Evaluation",
+    "JsonPairs",
     "LabelledPairs",
     "PackedBatches",
     "Pair",
     "PairFile",
     "Predictions",
     "Predictor",
+    "Reached",
     "Reading",
     "Row",
     "Settings",
@@ -42,9 +45,11 @@ __all__ = [
     "load_checkpoint",
     "load_corpus",
     "load_word_vectors",
+    "predict_lines",
     "predict_snli",
     "read_rows",
     "read_snli",
+    "record",
     "save_checkpoint",
     "tokenizer",
 ]

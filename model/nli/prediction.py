@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from os import PathLike
 from pathlib import Path
@@ -108,25 +109,25 @@ class Predictor:
             raise ValueError(f"there are {len(lengths_a)} premises, but {len(lengths_b)} hypotheses")
         return PairBatch.from_lengths(ids_a, ids_b, lengths_a, lengths_b)
 
+    def words(self, text: str) -> list[str]:
+        """A text's tokens: cut where the settings cut, after NULL where they put it."""
+        words = self._tokens(text)[: self.settings.max_tokens or None]
+        return [NULL, *words] if self.settings.null_token else words
+
     def _ids(self, name: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        words = self.words(name, texts)
-        lengths = np.fromiter(map(len, words), np.int32, len(words))
-        ids = self.vocabulary.stream(chain.from_iterable(words), int(lengths.sum()))
-        return torch.from_numpy(ids), torch.from_numpy(lengths)
-
-    def words(self, name: str, texts: Sequence[str]) -> list[list[str]]:
-        """The tokens of each text: cut where the settings cut, after NULL where they put it. name: for errors.
-
-        Raises:
-            TypeError: what is no text.
-        """
+        """A side's ids and lengths. No sentence's words outlive it, so that the next one's take the same memory."""
         if not all(issubclass(kind, str) for kind in set(map(type, texts))):
             place, what = next((i, t) for i, t in enumerate(texts) if not isinstance(t, str))
             raise TypeError(f"{name}[{place}] must be a text, not {type(what).__name__}")
-        words = list(map(self._tokens, texts))
-        if self.settings.max_tokens and max(map(len, words), default=0) > self.settings.max_tokens:
-            words = [sentence[: self.settings.max_tokens] for sentence in words]
-        return [[NULL, *sentence] for sentence in words] if self.settings.null_token else words
+        lengths = array("i")
+
+        def sentences() -> Iterator[list[str]]:
+            for words in map(self.words, texts):
+                lengths.append(len(words))
+                yield words
+
+        ids = self.vocabulary.stream(chain.from_iterable(sentences()))
+        return torch.from_numpy(ids), torch.from_numpy(np.array(lengths, dtype=np.int32))
 
     def probabilities(self, pairs: PairBatch) -> np.ndarray:
         """(pairs, classes) float32, each row adding up to 1.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 _PREMISES = ("sentence1_binary_parse", "sentence1", "premise")
 _HYPOTHESES = ("sentence2_binary_parse", "sentence2", "hypothesis")
 _LABELS = ("gold_label", "label")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _WITHOUT_BRACKETS = str.maketrans("", "", "()")
 
 
@@ -102,11 +102,16 @@ class _Lines:
         for line in self._file:
             self.number += 1
             if self.number == 1:
-                line = line.removeprefix(_BYTE_ORDER_MARK)
-            try:
-                yield line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"not UTF-8 at byte {error.start}") from None
+                line = line.removeprefix(BYTE_ORDER_MARK)
+            yield decoded(line)
+
+
+def decoded(line: bytes) -> str:
+    """The text of a line in UTF-8. Raises ValueError naming the first byte that is not."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
 
 
 def text_reader(column: str) -> Callable[[str], str]:

@@ -62,9 +62,9 @@ class Vocabulary:
             return self._ids.get(tokens, 0)
         return [self._ids.get(token, 0) for token in tokens]
 
-    def stream(self, tokens: Iterable[str], count: int) -> np.ndarray:
-        """The ids, (count,) int64, of so many words, without Python work for each of them."""
-        return np.fromiter(map(self._ids.get, tokens, repeat(0)), np.int64, count)
+    def stream(self, tokens: Iterable[str]) -> np.ndarray:
+        """The ids, (words,) int64, of a stream of words, without Python work for each of them."""
+        return np.fromiter(map(self._ids.get, tokens, repeat(0)), np.int64)
 
     @property
     def padding(self) -> int:
