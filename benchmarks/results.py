@@ -112,6 +112,15 @@ def keys(lines: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
     return {tuple(line[name] for name in names) for line in lines if line["contender"] == "coalign"}
 
 
+def model_key(case: str, graph: bool) -> tuple[Any, ...]:
+    """The same for measurements of the whole model."""
+    return case, graph, _git("rev-parse", "--short=12", "HEAD")
+
+
+def model_keys(lines: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
+    return {(line["case"], line["graph"], line["commit"]) for line in lines}
+
+
 def append(path: Path, lines: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
