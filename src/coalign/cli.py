@@ -18,12 +18,14 @@ from .kernels import BackendUnavailable
 from .lexical import align_words
 from .model.nli import DataError, Pair, Vocabulary, read_snli
 from .model.nli.examples import example_pairs
+from .predict import predict
 from .terminal import BackendOption, JsonOption, complaints, console, device_named, fail
 from .train import evaluate, train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(train)
 app.command()(evaluate)
+app.command()(predict)
 
 
 def _show_version(wanted: bool) -> None:
