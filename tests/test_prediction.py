@@ -91,7 +91,7 @@ def test_a_predictor_reads_as_the_settings_say(tmp_path, changes):
     batch = next(saved.settings.batches(corpus, saved.vocabulary, training=False).epoch()).pairs
     expected = saved.build()(batch).softmax(1).detach()
     predictor = Predictor(saved)
-    own = predictor.batch(*zip(*texts, strict=True))
+    own = predictor.reader.batch(*zip(*texts, strict=True))
     assert torch.equal(own.ids_a, batch.ids_a)
     assert torch.equal(own.offsets_b, batch.offsets_b)
     found = predictor(*zip(*texts, strict=True))

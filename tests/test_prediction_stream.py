@@ -137,7 +137,7 @@ def test_hostile_sentences(null_token):
     many = " ".join(many.split()[:10_000])
     texts = [("", ""), ("two dogs run", ""), ("", "a cat"), (many, "a cat"), ("\ud800 \x00", "a\u2028b")]
     found, complaints = answers(predictor, [line(*pair) for pair in texts])
-    expected = saved.build()(predictor.batch(*zip(*texts, strict=True))).softmax(1)
+    expected = saved.build()(predictor.reader.batch(*zip(*texts, strict=True))).softmax(1)
     for answer, row in zip(found, expected.tolist(), strict=True):
         assert [*answer["probabilities"].values()] == pytest.approx(row, abs=1e-4)
     assert complaints == []

@@ -4,7 +4,9 @@ from .batches import Batch, batches
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .corpus import Corpus, Reading, load_corpus
 from .evaluation import Evaluation, evaluate
+from .explanation import Explanation, explain_pair
 from .packed_batches import LabelledPairs, PackedBatches
+from .pair_reader import PairReader
 from .pairs import LABELS, Pair, PairFile, read_snli
 from .prediction import Predictions, Predictor, predict_snli
 from .prediction_stream import JsonPairs, Reached, predict_lines, record
@@ -25,11 +27,13 @@ __all__ = [
     "Corpus",
     "DataError",
     "Evaluation",
+    "Explanation",
     "JsonPairs",
     "LabelledPairs",
     "PackedBatches",
     "Pair",
     "PairFile",
+    "PairReader",
     "Predictions",
     "Predictor",
     "Reached",
@@ -42,6 +46,7 @@ __all__ = [
     "WordVectors",
     "batches",
     "evaluate",
+    "explain_pair",
     "load_checkpoint",
     "load_corpus",
     "load_word_vectors",

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..pair_batch import PairBatch
 from .checkpoint import Checkpoint, load_checkpoint
+from .pair_reader import PairReader
 from .pairs import LABELS
-from .settings import NULL
-from .tokens import tokenizer
 
 
 class WordIds(Protocol):
@@ -68,7 +65,7 @@ class Predictor:
         backend: "reference" is plain PyTorch; None: the fastest there is.
 
     Attributes:
-        labels: the classes' names.
+        labels: the classes' names. reader: makes batches of texts.
 
     Raises:
         ValueError: a dtype in which no model can be frozen.
@@ -77,10 +74,9 @@ class Predictor:
     def __init__(
         self, checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32, backend: str | None = None
     ) -> None:
-        self.settings, self.vocabulary, self.labels = checkpoint.settings, checkpoint.vocabulary, checkpoint.labels
+        self.labels, self.reader = checkpoint.labels, PairReader(checkpoint.settings, checkpoint.vocabulary)
         self.model = checkpoint.build().freeze(dtype)
         self.model.backend = backend
-        self._tokens = self._tokenizer()
 
     @classmethod
     def load(cls, path: str | PathLike[str], **options: Any) -> Predictor:
@@ -98,36 +94,8 @@ class Predictor:
         Raises:
             TypeError: what is no text. ValueError: not as many hypotheses as premises.
         """
-        probabilities = self.probabilities(self.batch(premises, hypotheses))
+        probabilities = self.probabilities(self.reader.batch(premises, hypotheses))
         return Predictions([self.labels[i] for i in probabilities.argmax(1).tolist()], probabilities)
-
-    def batch(self, premises: Sequence[str], hypotheses: Sequence[str]) -> PairBatch:
-        """The texts as the model takes them, on the host. Errors as of a call."""
-        ids_a, lengths_a = self._ids("premises", premises)
-        ids_b, lengths_b = self._ids("hypotheses", hypotheses)
-        if len(lengths_a) != len(lengths_b):
-            raise ValueError(f"there are {len(lengths_a)} premises, but {len(lengths_b)} hypotheses")
-        return PairBatch.from_lengths(ids_a, ids_b, lengths_a, lengths_b)
-
-    def words(self, text: str) -> list[str]:
-        """A text's tokens: cut where the settings cut, after NULL where they put it."""
-        words = self._tokens(text)[: self.settings.max_tokens or None]
-        return [NULL, *words] if self.settings.null_token else words
-
-    def _ids(self, name: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """A side's ids and lengths. No sentence's words outlive it, so that the next one's take the same memory."""
-        if not all(issubclass(kind, str) for kind in set(map(type, texts))):
-            place, what = next((i, t) for i, t in enumerate(texts) if not isinstance(t, str))
-            raise TypeError(f"{name}[{place}] must be a text, not {type(what).__name__}")
-        lengths = array("i")
-
-        def sentences() -> Iterator[list[str]]:
-            for words in map(self.words, texts):
-                lengths.append(len(words))
-                yield words
-
-        ids = self.vocabulary.stream(chain.from_iterable(sentences()))
-        return torch.from_numpy(ids), torch.from_numpy(np.array(lengths, dtype=np.int32))
 
     def probabilities(self, pairs: PairBatch) -> np.ndarray:
         """(pairs, classes) float32, each row adding up to 1.
@@ -139,13 +107,3 @@ class Predictor:
         if not np.isfinite(found).all():
             raise ValueError("the model's scores are not finite: its training went wrong")
         return found
-
-    def _tokenizer(self) -> Callable[[str], list[str]]:
-        return tokenizer(self.settings.tokens, self.settings.lower)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_tokens"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._tokens = self._tokenizer()

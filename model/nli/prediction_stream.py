@@ -120,7 +120,7 @@ def predict_lines(
     with _workers() as (pool, ahead):
         for block in _blocks(file, size):
             premises, hypotheses, wrong = pairs.read(block.lines)
-            batch = predictor.batch(premises, hypotheses)
+            batch = predictor.reader.batch(premises, hypotheses)
             waiting.append((block, wrong, pool.submit(predictor.probabilities, batch)))
             if len(waiting) > ahead:
                 finish()

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from . import __version__
 from .demo import BUDGET, Outcome
+from .explain_command import explain
 from .kernels import BackendUnavailable
 from .lexical import align_words
 from .model.nli import DataError, Pair, Vocabulary, read_snli
@@ -26,6 +27,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command()(train)
 app.command()(evaluate)
 app.command()(predict)
+app.command()(explain)
 
 
 def _show_version(wanted: bool) -> None:
