@@ -188,8 +188,9 @@ def _one(
 def _print(lines: list[dict[str, Any]]) -> None:
     if rows := report.ratios(lines):
         console.print(report.table(rows))
-    if any(line["case"].endswith(" pairs") for line in lines):
-        console.print(report.scaling(lines))
+    for table in (report.predicted(lines), report.scaling(lines)):
+        if table is not None:
+            console.print(table)
 
 
 def _show(lines: list[dict[str, Any]], path: Path) -> None:

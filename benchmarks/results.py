@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from coalign.kernels.gpu import architecture
 
 import coalign
 
@@ -66,6 +67,7 @@ def environment(kind: str) -> dict[str, Any]:
     """The machine, the versions, the state of the sources, the command and the day."""
     return {
         "device": device(kind),
+        "architecture": architecture(torch.device("cuda", torch.cuda.current_device())) if kind == "cuda" else "",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),

@@ -309,12 +309,12 @@ def later_layers(model: DecomposableAttention) -> list[nn.Linear]:
 
 def word_table(x: Tensor, f: FeedForward, first: nn.Linear) -> Tensor:
     """F, G_a and G_b side by side, (words, 3 num_hiddens), of words' vectors; first: the first layer of g."""
-    own, other = first.weight.chunk(2, 1)
-    h = first.weight.shape[0]
+    h, width = first.weight.shape[0], x.shape[1]
     table = x.new_empty(x.shape[0], 3 * h)
     table[:, :h] = f(x)
-    table[:, h : 2 * h] = F.linear(x, own, first.bias)
-    table[:, 2 * h :] = F.linear(x, other)
+    halves = first.weight.reshape(h, 2, width).transpose(0, 1).reshape(2 * h, width)
+    bias = torch.cat([first.bias, torch.zeros_like(first.bias)])
+    torch.addmm(bias, x, halves.T, out=table[:, h:])
     return table
 
 

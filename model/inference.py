@@ -8,6 +8,7 @@ token by token.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,17 +27,21 @@ if TYPE_CHECKING:
 
 def unsupported(model: DecomposableAttention) -> bool:
     """Whether scores of this model, as it is now, need another way: gradients, dropout, exchanged layers."""
+    if requested(model.backend) not in (None, native.NAME) or torch.is_autocast_enabled("cpu"):
+        return True
     networks: list[Any] = [model.attend.f, model.compare.g, model.aggregate.h]
-    weight = model.embedding.weight
-    return (
-        requested(model.backend) not in (None, native.NAME)
-        or (torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters()))
-        or torch.is_autocast_enabled("cpu")
-        or any(not (isinstance(n, FeedForward) and n.is_unchanged()) for n in networks)
-        or any(isinstance(layer, Dropout) and layer.training and layer.p for n in networks for layer in n)
-        or any(p.dtype != weight.dtype or p.device != weight.device for p in model.parameters())
-        or bool(native.unsupported(weight))
-    )
+    if not all(isinstance(network, FeedForward) and network.is_unchanged() for network in networks):
+        return True
+    weight, differentiable = model.embedding.weight, torch.is_grad_enabled()
+    for layer in (model.embedding, model.projection, *chain.from_iterable(networks), model.aggregate.linear):
+        if isinstance(layer, Dropout) and layer.training and layer.p:
+            return True
+        for p in layer._parameters.values() if layer is not None else ():  # parameters() takes as long as a small call
+            if p is None:
+                continue
+            if p.dtype != weight.dtype or p.device != weight.device or (differentiable and p.requires_grad):
+                return True
+    return bool(native.unsupported(weight))
 
 
 @torch.no_grad()

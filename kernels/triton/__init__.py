@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
@@ -27,12 +30,14 @@ def unsupported_on(device: torch.device, dtype: torch.dtype) -> list[str]:
     reasons = []
     if dtype == torch.float64:
         reasons.append("float64 is for the reference and native CPU backends; use float32 or lower")
-    if device.type == "cpu" and not _interpreted():
+    if device.type == "cpu" and not _interprets():
         reasons.append("Triton runs on GPU tensors (TRITON_INTERPRET=1 interprets it on the CPU, slowly, for testing)")
     elif device.type not in ("cpu", "cuda"):
         reasons.append(f"Triton kernels are not built for {device.type!r} devices")
     elif device.type == "cuda" and gpu.capability(device) < (8, 0) and torch.version.hip is None:
         reasons.append("the GPU is older than compute capability 8.0 (Ampere)")
+    elif trouble := _trouble(compiles=device.type == "cuda"):
+        reasons.append(trouble)
     return reasons
 
 
@@ -70,11 +75,31 @@ def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def _interprets() -> bool:
+    """Whether Triton is asked to interpret; on the CPU nothing else is worth importing it for."""
+    asked = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+    return asked if "triton" not in sys.modules else _trouble() is not None or _knob()
+
+
 @cache
-def _interpreted() -> bool:
+def _knob() -> bool:
     import triton
 
     return bool(triton.knobs.runtime.interpret)
+
+
+@cache
+def _trouble(compiles: bool = False) -> str | None:
+    """What keeps an installed Triton from working here; compiles: with the C compiler that it needs for a GPU."""
+    try:
+        import triton
+    except Exception as error:  # whatever a broken installation raises, another backend can serve
+        return f"Triton is installed but can't be imported: {type(error).__name__}: {error}"
+    if compiles and not (
+        triton.knobs.build.impl or os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    ):
+        return "Triton finds no C compiler (gcc, clang, or CC), which it needs when it first launches a kernel"
+    return None
 
 
 def on_device(t: Tensor) -> AbstractContextManager[object]:
