@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -26,7 +26,7 @@ class PairReader:
 
     def __init__(self, settings: Settings, vocabulary: Vocabulary) -> None:
         self.settings, self.vocabulary = settings, vocabulary
-        self._tokens = self._tokenizer()
+        self._set_up()
 
     def batch(self, premises: Sequence[str], hypotheses: Sequence[str]) -> PairBatch:
         """The texts as the model takes them, on the host.
@@ -42,8 +42,10 @@ class PairReader:
 
     def words(self, text: str) -> list[str]:
         """A text's tokens: cut where the settings cut, after NULL where they put it."""
-        words = self._tokens(text)[: self.settings.max_tokens or None]
-        return [NULL, *words] if self.settings.null_token else words
+        words = self._tokens(text)
+        if 0 < self._most < len(words):
+            words = words[: self._most]
+        return [NULL, *words] if self._null else words
 
     def _ids(self, name: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """A side's ids and lengths. No sentence's words outlive it, so that the next one's take the same memory."""
@@ -60,12 +62,15 @@ class PairReader:
         ids = self.vocabulary.stream(chain.from_iterable(sentences()))
         return torch.from_numpy(ids), torch.from_numpy(np.array(lengths, dtype=np.int32))
 
-    def _tokenizer(self) -> Callable[[str], list[str]]:
-        return tokenizer(self.settings.tokens, self.settings.lower)
+    def _set_up(self) -> None:
+        self._tokens = tokenizer(self.settings.tokens, self.settings.lower)
+        self._most, self._null = self.settings.max_tokens, self.settings.null_token
+
+    # a tokeniser may be a function that pickling can't name
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_tokens"}
+        return {"settings": self.settings, "vocabulary": self.vocabulary}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._tokens = self._tokenizer()
+        self._set_up()
