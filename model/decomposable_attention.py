@@ -208,6 +208,20 @@ class DecomposableAttention(nn.Module):
         A, B = self._embed(premises, hypotheses, extents)
         return self.attend.weights(A, B, **extents)
 
+    def compared(
+        self, X: tuple[Tensor, Tensor], *, masks: Pair | None = None, lengths: Pair | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What `Aggregate` is given the sums of, to look at: v_a (batch, m, num_hiddens) and v_b (batch, n,
+        num_hiddens), g of each word and what is aligned to it (Parikh et al. 2016, equation 3); 0 for padding.
+        """
+        premises, hypotheses, extents = self._checked(X, masks, lengths)
+        A, B = self._embed(premises, hypotheses, extents)
+        beta, alpha = self.attend(A, B, **extents)
+        v_a, v_b = self.compare.g(A, beta), self.compare.g(B, alpha)
+        mask_a = as_mask("a", v_a, extents["mask_a"], extents["lengths_a"])
+        mask_b = as_mask("b", v_b, extents["mask_b"], extents["lengths_b"])
+        return plain.keep(v_a, mask_a), plain.keep(v_b, mask_b)
+
     def _checked(
         self, X: tuple[Tensor, Tensor], masks: Pair | None, lengths: Pair | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:

@@ -20,7 +20,7 @@ class PairBatch:
     """Pairs of sentences as packed token ids: what `DecomposableAttention` takes beside padded tensors.
 
     Sentence p of side a is ids_a[offsets_a[p] : offsets_a[p + 1]], as in `coalign.soft_align_packed`. Every id is a
-    token, <pad> too. `from_lists` and `from_padded` build one.
+    token, <pad> too. `from_lists`, `from_lengths` and `from_padded` build one.
 
     Args:
         ids_a: (total_a,), ids_b: (total_b,): token ids of premises and hypotheses, int32 or int64.
@@ -68,6 +68,15 @@ class PairBatch:
             raise ValueError(f"there are {len(premises)} premises, but {len(hypotheses)} hypotheses")
         ids_a, lengths_a = _joined("premises", premises)
         ids_b, lengths_b = _joined("hypotheses", hypotheses)
+        return cls.from_lengths(ids_a, ids_b, lengths_a, lengths_b)
+
+    @classmethod
+    def from_lengths(cls, ids_a: Tensor, ids_b: Tensor, lengths_a: Tensor, lengths_b: Tensor) -> PairBatch:
+        """From each side's ids, (total,) on the host, and how many each sentence has, (pairs,) int32.
+
+        Raises:
+            TypeError, ValueError: as the class.
+        """
         return cls(ids_a, ids_b, _offsets(lengths_a), _offsets(lengths_b), lengths_a, lengths_b)
 
     @classmethod

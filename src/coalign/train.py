@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .kernels import BackendUnavailable
@@ -24,6 +23,7 @@ from .model.nli.pairs import LABELS
 from .model.nli.settings import PRESETS, Settings
 from .model.nli.training import LAST, Training, TrainingError
 from .model.nli.training import Progress as Reached
+from .progress import pairs_bar
 from .terminal import BackendOption, DeviceOption, JsonOption, complaints, console, device_named, fail
 
 _ERRORS = (DataError, ValueError, OSError, ImportError, BackendUnavailable, TrainingError)
@@ -126,7 +126,7 @@ def evaluate(
         built = saved.build().to(place)
         built.backend = backend
         batches = replace(saved.settings, batch_size=batch_size).batches(pairs, saved.vocabulary, training=False)
-        with _bar(as_json) as (progress, task):
+        with pairs_bar(as_json) as (progress, task):
             progress.update(task, total=len(pairs))
             found = evaluated(
                 built, batches.epoch(), saved.labels, device=place, progress=lambda done: progress.advance(task, done)
@@ -179,7 +179,7 @@ def _read(source: str, reading: Reading) -> Corpus:
 def _run(run: Training) -> bool:
     """Train with a bar, a line an epoch, and Ctrl-C as the wish to stop after the step."""
     done = len(run.history)
-    with _interrupts() as interrupted, _bar() as (progress, task):
+    with _interrupts() as interrupted, pairs_bar() as (progress, task):
 
         def report(reached: Reached) -> None:
             nonlocal done
@@ -204,29 +204,6 @@ def _epoch_line(numbers: dict[str, Any]) -> str:
     return "  ".join(
         f"{k.replace('_', ' ')} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items()
     )
-
-
-@contextmanager
-def _bar(disable: bool = False) -> Iterator[tuple[Progress, TaskID]]:
-    """A bar of pairs with rate, time left and, in the field `told`, what there is to tell."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[told]}"),
-        _Rate("pairs/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=complaints, transient=True, disable=disable) as progress:
-        yield progress, progress.add_task("pairs", total=None, told="")
-
-
-class _Rate(TextColumn):
-    """Pairs a second."""
-
-    def render(self, task: Any) -> Any:
-        self.text_format = f"{task.speed or 0:,.0f} pairs/s"
-        return super().render(task)
 
 
 @contextmanager
