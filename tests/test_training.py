@@ -45,7 +45,7 @@ def without_seconds(history):
     return [{name: value for name, value in numbers.items() if name != "seconds"} for numbers in history]
 
 
-@pytest.mark.parametrize(("preset", "parameters"), [("d2l", 261_803), ("parikh", 381_803)])
+@pytest.mark.parametrize(("preset", "parameters"), [("d2l", 261_803), ("parikh", 381_803), ("parikh-intra", 582_214)])
 def test_presets_have_the_papers_sizes(preset, parameters):
     model = PRESETS[preset].model(9)
     assert sum(p.numel() for name, p in model.named_parameters() if name != "embedding.weight") == parameters
