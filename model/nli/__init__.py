@@ -6,6 +6,7 @@ from .corpus import Corpus, Reading, load_corpus
 from .evaluation import Evaluation, evaluate
 from .packed_batches import LabelledPairs, PackedBatches
 from .pairs import LABELS, Pair, PairFile, read_snli
+from .ranks import Ranks
 from .rows import Columns, DataError, Row, read_rows
 from .settings import PRESETS, Settings
 from .tokens import TOKENIZERS, tokenizer
@@ -27,6 +28,7 @@ __all__ = [
     "PackedBatches",
     "Pair",
     "PairFile",
+    "Ranks",
     "Reading",
     "Row",
     "Settings",

@@ -45,7 +45,7 @@ class Settings:
     max_tokens: int = _setting(50, "Cut sentences after so many tokens; 0: don't.")
     optimizer: str = _setting("adam", "Which optimiser.", ("adam", "adagrad"))
     learning_rate: float = _setting(1e-3, "The optimiser's.")
-    batch_size: int = _setting(256, "Pairs a step.")
+    batch_size: int = _setting(256, "Pairs a step, on all devices together.")
     epochs: int = _setting(4, "How often to go through the training pairs.")
     bucketed: bool = _setting(False, "Batch pairs of like length together.")
     precision: str = _setting("float32", "bfloat16: under autocast.", ("float32", "bfloat16"))
