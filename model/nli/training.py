@@ -175,9 +175,7 @@ class Training:
         if self.validation is not None:
             found = evaluate(
                 self.model,
-                map(
-                    self.validation.batch, islice(self.validation.rows(), self.ranks.rank, None, self.ranks.world_size)
-                ),
+                map(self.validation.batch, self.ranks.every(self.validation.rows())),
                 self.training.label_names,
                 device=self.device,
                 autocast=self._autocast(),
