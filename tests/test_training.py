@@ -125,14 +125,16 @@ def test_the_plain_model_has_the_same_curve(tmp_path, corpora):
     [
         {"precision": "bfloat16"},
         {"null_token": True, "projection_size": 6, "train_embedding": False, "max_tokens": 0},
-        {"optimizer": "adagrad", "tokens": "words", "lower": True, "max_tokens": 3},
+        {"null_token": True, "projection_size": 6, "intra_attention": True},
+        {"optimizer": "adagrad", "learning_rate": 0.1, "tokens": "words", "lower": True, "max_tokens": 3},
     ],
 )
 def test_other_settings_train(tmp_path, corpora, changes):
-    run = Training(replace(SMALL, **changes), *corpora, tmp_path / "run")
+    """Long enough that the loss falls by much: after a few steps with dropout it falls or rises by luck."""
+    run = Training(replace(SMALL, epochs=30, dropout=0.0, **changes), *corpora, tmp_path / "run")
     before = run.model.embedding.weight.detach().clone()
     assert run.run()
-    assert run.history[-1]["training_loss"] < run.history[0]["training_loss"]
+    assert run.history[-1]["training_loss"] < 0.7 * run.history[0]["training_loss"]
     assert torch.equal(run.model.embedding.weight, before) == (not run.settings.train_embedding)
     assert load_checkpoint(tmp_path / "run").settings == run.settings
 
