@@ -65,6 +65,13 @@ def store(device: Device = H100) -> Path:
     return path
 
 
+def stored(architecture: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """The predictions for an architecture by case and direction; none where nobody has made them."""
+    path = FOLDER / f"{architecture}.json"
+    lines = json.loads(path.read_text())["predictions"] if path.is_file() else []
+    return {(line["case"], line["direction"]): line for line in lines}
+
+
 def _case(device: Device, case: Case, direction: Direction) -> dict[str, Any]:
     from coalign.kernels.triton.report import ARCHITECTURES, compile_case, plan
     from coalign.kernels.triton.report import Case as Compilation

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.ops import unobserved
-from . import plain
+from . import inference, plain
 from .aggregate import Aggregate
 from .attend import Attend
 from .compare import Compare
@@ -165,21 +165,30 @@ class DecomposableAttention(nn.Module):
 
     def _is_better_packed(self, premises: Tensor, extents: dict[str, Tensor | None]) -> bool:
         """Whether to take the padding out first: where that needs no waiting, and nobody looks at what is inside."""
-        inside = [self.embedding, self.attend, self.compare]
-        networks = [self.attend.f, self.compare.g]
-        if self.intra_attention is not None:
-            inside.append(self.intra_attention)
-            networks.append(self.intra_attention.f)
         return (
             self.backend != "reference"
             and premises.device.type == "cpu"
             and any(t is not None for t in extents.values())
-            and unobserved((premises, self.embedding.weight))
-            and [type(layer) for layer in inside] == [nn.Embedding, Attend, Compare, IntraAttention][: len(inside)]
-            and not any(is_hooked(layer) for layer in (*inside, *networks))
+            and not self._is_observed(premises)
+        )
+
+    def _is_observed(self, ids: Tensor) -> bool:
+        """Whether somebody looks at what is inside, or has put something else there."""
+        inside = [self.embedding, self.attend, self.compare, self.aggregate]
+        networks = [self.attend.f, self.compare.g, self.aggregate.h, self.aggregate.linear]
+        if self.intra_attention is not None:
+            inside.append(self.intra_attention)
+            networks.append(self.intra_attention.f)
+        return (
+            not unobserved((ids, self.embedding.weight))
+            or [type(layer) for layer in inside]
+            != [nn.Embedding, Attend, Compare, Aggregate, IntraAttention][: len(inside)]
+            or any(is_hooked(layer) for layer in (*inside, *networks))
         )
 
     def _packed_scores(self, X: PairBatch) -> Tensor:
+        if X.device.type == "cpu" and not self._is_observed(X.ids_a) and not inference.unsupported(self):
+            return inference.scores(self, X)
         # one look-up for both sides: its gradient is as large as the vocabulary, and so not made twice and added
         words = self._vectors(torch.cat([X.ids_a, X.ids_b]), None)
         A, B = words.split([X.ids_a.shape[0], X.ids_b.shape[0]])

@@ -98,6 +98,14 @@ class PairBatch:
         offsets_a, offsets_b = (_offsets(t).to(ids_a.device) for t in (counts_a, counts_b))
         return cls(ids_a, ids_b, offsets_a, offsets_b, counts_a, counts_b)
 
+    @staticmethod
+    def unchecked(**values: Tensor | int) -> PairBatch:
+        """From all fields by name, for those who know that they fit: nothing is looked at, no GPU is waited for."""
+        made = object.__new__(PairBatch)
+        for own in fields(PairBatch):
+            object.__setattr__(made, own.name, values[own.name])
+        return made
+
     def __len__(self) -> int:
         """How many pairs."""
         return self.offsets_a.shape[0] - 1
@@ -123,10 +131,7 @@ class PairBatch:
         return premises, hypotheses
 
     def _with(self, changes: dict[str, Tensor]) -> PairBatch:
-        other = object.__new__(PairBatch)
-        for own in fields(self):
-            object.__setattr__(other, own.name, changes.get(own.name, getattr(self, own.name)))
-        return other
+        return PairBatch.unchecked(**{own.name: changes.get(own.name, getattr(self, own.name)) for own in fields(self)})
 
 
 def _checked_lengths(letter: str, batch: PairBatch, given: Tensor | None) -> Tensor:

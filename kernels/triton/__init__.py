@@ -16,17 +16,22 @@ name = "triton"
 
 
 def unsupported(problem: Problem) -> list[str]:
-    """Why Triton can't serve the problem; it is imported no earlier than a call could be served."""
+    """Why Triton can't serve the problem."""
+    return unsupported_on(problem.device, problem.dtype)
+
+
+def unsupported_on(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Why Triton can't serve such tensors; it is imported no earlier than a call could be served."""
     if not _installed():
         return ["Triton is not installed (it exists for Linux: pip install triton)"]
     reasons = []
-    if problem.dtype == torch.float64:
+    if dtype == torch.float64:
         reasons.append("float64 is for the reference and native CPU backends; use float32 or lower")
-    if problem.device.type == "cpu" and not _interpreted():
+    if device.type == "cpu" and not _interpreted():
         reasons.append("Triton runs on GPU tensors (TRITON_INTERPRET=1 interprets it on the CPU, slowly, for testing)")
-    elif problem.device.type not in ("cpu", "cuda"):
-        reasons.append(f"Triton kernels are not built for {problem.device.type!r} devices")
-    elif problem.device.type == "cuda" and gpu.capability(problem.device) < (8, 0) and torch.version.hip is None:
+    elif device.type not in ("cpu", "cuda"):
+        reasons.append(f"Triton kernels are not built for {device.type!r} devices")
+    elif device.type == "cuda" and gpu.capability(device) < (8, 0) and torch.version.hip is None:
         reasons.append("the GPU is older than compute capability 8.0 (Ampere)")
     return reasons
 
@@ -34,9 +39,9 @@ def unsupported(problem: Problem) -> list[str]:
 def forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
     from .launch import Target, plan_forward
 
-    target = Target(gpu.tf32_allowed(), _shared_memory(a.f.device), gpu.architecture(a.f.device))
+    target = Target(gpu.tf32_allowed(), shared_memory(a.f.device), gpu.architecture(a.f.device))
     launches, found = plan_forward(a, b, bias, scale, target)
-    with _on_device(a.f):
+    with on_device(a.f):
         for launch in launches:
             launch.run()
     return found
@@ -47,15 +52,15 @@ def backward(
 ) -> OperandGrads:
     from .launch import Target, plan_backward
 
-    target = Target(gpu.tf32_allowed(), _shared_memory(a.f.device), gpu.architecture(a.f.device))
+    target = Target(gpu.tf32_allowed(), shared_memory(a.f.device), gpu.architecture(a.f.device))
     launches, found = plan_backward(a, b, bias, scale, saved, grads, bias_grad, target)
-    with _on_device(a.f):
+    with on_device(a.f):
         for launch in launches:
             launch.run()
     return found
 
 
-def _shared_memory(device: torch.device) -> int:
+def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that one program may use; the interpreter has no limit."""
     return gpu.shared_memory(device) if device.type == "cuda" else 1 << 30
 
@@ -72,7 +77,7 @@ def _interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def _on_device(t: Tensor) -> AbstractContextManager[object]:
+def on_device(t: Tensor) -> AbstractContextManager[object]:
     """Kernels launch on the current device, which need not be the tensor's."""
     if t.device.type != "cuda" or t.device.index == torch.cuda.current_device():
         return nullcontext()
