@@ -4,7 +4,6 @@ import json
 import random
 from pathlib import Path
 
-import pytest
 from coalign.model.nli import Settings, Training, load_corpus
 
 SNLI = Path(__file__).parents[2] / "shared/data/snli_1.0/snli_1.0_dev.jsonl"
