@@ -2,9 +2,11 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,3 +158,24 @@ def test_a_predictor_is_pickled_into_another_process(tmp_path, dtype):
     there = pickle.loads(child.stdout)
     assert there.labels == here.labels
     assert np.array_equal(there.probabilities, here.probabilities)
+
+
+def test_the_recipe_for_spark():
+    """docs/prediction.md's function, on a stand-in for a pandas frame. Its page's other code runs in test_readme."""
+    page = (Path(__file__).parents[1] / "docs/prediction.md").read_text()
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+
+    class Frame(dict):
+        def assign(self, **columns):
+            return Frame(self, **columns)
+
+    premises, hypotheses = zip(*TEXTS, strict=True)
+    frames = [Frame(premise=premises[:9], hypothesis=hypotheses[:9]), Frame(premise=(), hypothesis=())]
+    found = list(names["classify"](iter(frames)))
+    labels, probabilities = names["predictor"](premises[:9], hypotheses[:9])
+    assert found[0]["label"] == labels
+    assert np.array_equal(found[0]["probability"], probabilities.max(1))
+    assert [*found[0]] == ["premise", "hypothesis", "label", "probability"]
+    assert found[1]["label"] == []
