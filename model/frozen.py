@@ -53,13 +53,18 @@ class FrozenDecomposableAttention(nn.Module):
         model: what is frozen. dtype: of table and weights, float32 or bfloat16.
 
     Raises:
-        ValueError: another dtype. TypeError: a model some of whose layers were exchanged, or have hooks.
+        ValueError: another dtype, or a model with intra-sentence attention, in which nothing but the look-up depends
+            on one word alone. TypeError: a model some of whose layers were exchanged, or have hooks.
     """
 
     def __init__(self, model: DecomposableAttention, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         if dtype not in DTYPES:
             raise ValueError(f"a model can be frozen in torch.float32 or torch.bfloat16, not in {dtype}")
+        if model.intra_attention is not None:
+            raise ValueError(
+                "a model with intra_attention can't be frozen: its words' vectors depend on the whole sentence"
+            )
         networks = {"attend.f": model.attend.f, "compare.g": model.compare.g, "aggregate.h": model.aggregate.h}
         for name, network in networks.items():
             if not (isinstance(network, FeedForward) and network.is_unchanged()):

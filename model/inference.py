@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 
 def unsupported(model: DecomposableAttention) -> bool:
-    """Whether scores of this model, as it is now, need another way: gradients, dropout, exchanged layers."""
+    """Whether scores of this model, as it is now, need another way: gradients, dropout, exchanged layers.
+
+    With intra-sentence attention words' vectors depend on their sentences.
+    """
+    if model.intra_attention is not None:
+        return True
     if requested(model.backend) not in (None, native.NAME) or torch.is_autocast_enabled("cpu"):
         return True
     networks: list[Any] = [model.attend.f, model.compare.g, model.aggregate.h]

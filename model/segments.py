@@ -1,4 +1,4 @@
-"""Sums over the tokens of each sentence of a packed batch."""
+"""The tokens of a packed batch and their sentences: which they belong to, sums over them, places when padded."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ def sentence_of_token(offsets: Tensor, total: int) -> Tensor:
     """(total,) int64: which sentence each token belongs to. offsets: (sentences + 1,), up to total."""
     sentences = torch.arange(offsets.shape[0] - 1, device=offsets.device)
     return torch.repeat_interleave(sentences, offsets.diff(), output_size=total)
+
+
+def padded_places(offsets: Tensor, total: int, longest: int) -> Tensor:
+    """(total,) int64: each token's row among all rows of the sentences padded to `longest`."""
+    sentence = sentence_of_token(offsets, total)
+    return torch.arange(total, device=offsets.device) - offsets[sentence] + sentence * longest
 
 
 def segment_sum(x: Tensor, offsets: Tensor) -> Tensor:

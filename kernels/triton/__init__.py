@@ -16,6 +16,7 @@ from .. import gpu
 from ..problem import Alignment, AlignmentGrads, OperandGrads, Problem, Side
 
 name = "triton"
+_ASKED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # Triton too looks once, when it is imported
 
 
 def unsupported(problem: Problem) -> list[str]:
@@ -77,8 +78,7 @@ def _installed() -> bool:
 
 def _interprets() -> bool:
     """Whether Triton is asked to interpret; on the CPU nothing else is worth importing it for."""
-    asked = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-    return asked if "triton" not in sys.modules else _trouble() is not None or _knob()
+    return _ASKED if "triton" not in sys.modules else _trouble() is not None or _knob()
 
 
 @cache

@@ -10,6 +10,7 @@ from .pair_reader import PairReader
 from .pairs import LABELS, Pair, PairFile, read_snli
 from .prediction import Predictions, Predictor, predict_snli
 from .prediction_stream import JsonPairs, Reached, predict_lines, record
+from .ranks import Ranks
 from .rows import Columns, DataError, Row, read_rows
 from .settings import PRESETS, Settings
 from .tokens import TOKENIZERS, tokenizer
@@ -36,6 +37,7 @@ __all__ = [
     "PairReader",
     "Predictions",
     "Predictor",
+    "Ranks",
     "Reached",
     "Reading",
     "Row",

@@ -10,7 +10,15 @@ from .kernels import (
     soft_align,
     soft_align_packed,
 )
-from .model import Aggregate, Attend, Compare, DecomposableAttention, FrozenDecomposableAttention, PairBatch
+from .model import (
+    Aggregate,
+    Attend,
+    Compare,
+    DecomposableAttention,
+    FrozenDecomposableAttention,
+    IntraAttention,
+    PairBatch,
+)
 
 __all__ = [
     "BACKENDS",
@@ -20,6 +28,7 @@ __all__ = [
     "Compare",
     "DecomposableAttention",
     "FrozenDecomposableAttention",
+    "IntraAttention",
     "PairBatch",
     "SoftAlignment",
     "SoftAlignmentWithLse",
