@@ -80,6 +80,7 @@ def test_predict_snli_takes_other_vocabularies_and_sentences_without_words(check
         {"max_tokens": 4},
         {"null_token": True, "max_tokens": 0},
         {"null_token": True, "max_tokens": 3, "projection_size": 6, "lower": True},
+        {"intra_attention": True, "null_token": True},
     ],
     ids=str,
 )
@@ -99,6 +100,8 @@ def test_a_predictor_reads_as_the_settings_say(tmp_path, changes):
     found = predictor(*zip(*texts, strict=True))
     torch.testing.assert_close(torch.from_numpy(found.probabilities), expected)
     assert found.labels == [LABELS[i] for i in expected.argmax(1)]
+    again = pickle.loads(pickle.dumps(predictor))(*zip(*texts, strict=True))
+    assert np.array_equal(again.probabilities, found.probabilities)
 
 
 def test_labels_are_the_checkpoints(checkpoint):
@@ -137,6 +140,8 @@ def test_scores_that_are_not_finite(checkpoint):
         Predictor(broken)(["a"], ["b"])
     with pytest.raises(ValueError, match=r"not in torch\.float16"):
         Predictor(checkpoint, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"not frozen: it has no torch\.bfloat16"):
+        Predictor(made(replace(SMALL, intra_attention=True)), dtype=torch.bfloat16)
 
 
 UNPICKLE = """
