@@ -34,7 +34,9 @@ def sums_of(model, batch):
     return seen[0]
 
 
-@pytest.mark.parametrize("changes", [{}, {"null_token": True, "projection_size": 6}, {"max_tokens": 3}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"null_token": True, "projection_size": 6}, {"max_tokens": 3}, {"intra_attention": True}], ids=str
+)
 @pytest.mark.parametrize("labels", [LABELS, ("no", "yes")], ids=len)
 def test_contributions_are_what_leaving_a_word_out_does(changes, labels):
     saved = made(replace(SMALL, **changes), labels)

@@ -106,6 +106,16 @@ def test_bad_input_is_named(run, model, words, message):
     assert shown.stdout == ""
 
 
+def test_a_reader_who_has_enough_is_no_error(model, tmp_path):
+    (tmp_path / "pairs.jsonl").write_bytes((line("a", "b") + b"\n") * 50_000)
+    command = [sys.executable, "-m", "coalign", "predict", str(model), str(tmp_path / "pairs.jsonl"), "--device", "cpu"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "label" in json.loads(child.stdout.readline())
+    child.stdout.close()
+    assert child.stderr.read().strip() == ""
+    assert child.wait() == 0
+
+
 def test_what_is_no_checkpoint(run, tmp_path):
     assert "best.json" in run(tmp_path, "a", "b").stderr
 

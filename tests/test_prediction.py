@@ -2,9 +2,11 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +80,7 @@ def test_predict_snli_takes_other_vocabularies_and_sentences_without_words(check
         {"max_tokens": 4},
         {"null_token": True, "max_tokens": 0},
         {"null_token": True, "max_tokens": 3, "projection_size": 6, "lower": True},
+        {"intra_attention": True, "null_token": True},
     ],
     ids=str,
 )
@@ -97,6 +100,8 @@ def test_a_predictor_reads_as_the_settings_say(tmp_path, changes):
     found = predictor(*zip(*texts, strict=True))
     torch.testing.assert_close(torch.from_numpy(found.probabilities), expected)
     assert found.labels == [LABELS[i] for i in expected.argmax(1)]
+    again = pickle.loads(pickle.dumps(predictor))(*zip(*texts, strict=True))
+    assert np.array_equal(again.probabilities, found.probabilities)
 
 
 def test_labels_are_the_checkpoints(checkpoint):
@@ -135,6 +140,8 @@ def test_scores_that_are_not_finite(checkpoint):
         Predictor(broken)(["a"], ["b"])
     with pytest.raises(ValueError, match=r"not in torch\.float16"):
         Predictor(checkpoint, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"not frozen: it has no torch\.bfloat16"):
+        Predictor(made(replace(SMALL, intra_attention=True)), dtype=torch.bfloat16)
 
 
 UNPICKLE = """
@@ -156,3 +163,24 @@ def test_a_predictor_is_pickled_into_another_process(tmp_path, dtype):
     there = pickle.loads(child.stdout)
     assert there.labels == here.labels
     assert np.array_equal(there.probabilities, here.probabilities)
+
+
+def test_the_recipe_for_spark():
+    """docs/prediction.md's function, on a stand-in for a pandas frame. Its page's other code runs in test_readme."""
+    page = (Path(__file__).parents[1] / "docs/prediction.md").read_text()
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+
+    class Frame(dict):
+        def assign(self, **columns):
+            return Frame(self, **columns)
+
+    premises, hypotheses = zip(*TEXTS, strict=True)
+    frames = [Frame(premise=premises[:9], hypothesis=hypotheses[:9]), Frame(premise=(), hypothesis=())]
+    found = list(names["classify"](iter(frames)))
+    labels, probabilities = names["predictor"](premises[:9], hypotheses[:9])
+    assert found[0]["label"] == labels
+    assert np.array_equal(found[0]["probability"], probabilities.max(1))
+    assert [*found[0]] == ["premise", "hypothesis", "label", "probability"]
+    assert found[1]["label"] == []

@@ -58,14 +58,15 @@ class Predictions(NamedTuple):
 class Predictor:
     """A trained model, frozen, that takes texts and reads them as its checkpoint's settings say.
 
-    It can be pickled into other processes, and moved with `to`. The pairs beside a pair never change its answer.
+    With intra-sentence attention, where nothing can be frozen, the model is as it was trained. A predictor can be
+    pickled into other processes, and moved with `to`. The pairs beside a pair never change a frozen model's answer.
 
     Args:
         checkpoint: the trained model. dtype: of the frozen one, torch.float32 or torch.bfloat16.
         backend: "reference" is plain PyTorch; None: the fastest there is.
 
     Attributes:
-        labels: the classes' names. reader: makes batches of texts.
+        labels: the classes' names. reader: makes batches of texts. model: the frozen one. device: where it is.
 
     Raises:
         ValueError: a dtype in which no model can be frozen.
@@ -75,8 +76,14 @@ class Predictor:
         self, checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32, backend: str | None = None
     ) -> None:
         self.labels, self.reader = checkpoint.labels, PairReader(checkpoint.settings, checkpoint.vocabulary)
-        self.model = checkpoint.build().freeze(dtype)
-        self.model.backend = backend
+        model = checkpoint.build()
+        model.backend = backend
+        self.model: nn.Module = model
+        self.device = torch.device("cpu")
+        if not checkpoint.settings.intra_attention:
+            self.model = model.freeze(dtype)
+        elif dtype != torch.float32:
+            raise ValueError(f"a model with intra-sentence attention is not frozen: it has no {dtype}")
 
     @classmethod
     def load(cls, path: str | PathLike[str], **options: Any) -> Predictor:
@@ -85,7 +92,8 @@ class Predictor:
 
     def to(self, device: torch.device | str) -> Predictor:
         """The same, on a device."""
-        self.model.to(device)
+        self.device = torch.device(device)
+        self.model.to(self.device)
         return self
 
     def __call__(self, premises: Sequence[str], hypotheses: Sequence[str]) -> Predictions:
@@ -103,7 +111,8 @@ class Predictor:
         Raises:
             ValueError: the model's scores are not finite.
         """
-        found = self.model(pairs.to(self.model.table.device)).softmax(1).cpu().numpy()
+        with torch.no_grad():
+            found = self.model(pairs.to(self.device)).softmax(1).cpu().numpy()
         if not np.isfinite(found).all():
             raise ValueError("the model's scores are not finite: its training went wrong")
         return found

@@ -100,6 +100,7 @@ def predict_lines(
     Raises:
         OSError: reading or writing failed.
     """
+    predictor([], [])  # what is built or packed once is so before several threads need it
     pairs = pairs or JsonPairs()
     template = _template(predictor.labels)
     lines = malformed = read = 0
@@ -135,9 +136,14 @@ def _workers() -> Iterator[tuple[ThreadPoolExecutor, int]]:
     by whatever else runs on their cores, for none of them waits for another."""
     count = torch.get_num_threads()
     all_here = Barrier(count + 1)
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        all_here.wait()
+
     with ThreadPoolExecutor(count) as pool:
         for _ in range(count):
-            pool.submit(lambda: (torch.set_num_threads(1), all_here.wait()))
+            pool.submit(begin)
         all_here.wait()
         torch.set_num_threads(count)  # for threads that are made later take the number that was set last
         yield pool, count
