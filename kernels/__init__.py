@@ -8,12 +8,19 @@ if __name__ != "coalign.kernels":
 
 from .api import SoftAlignment, SoftAlignmentWithLse, explain, soft_align, soft_align_packed
 from .dispatch import BACKENDS, BackendUnavailable
+from .matches import Matches, dual_softmax_matches
+from .weights import AlignmentWeights, alignment_weights, dual_softmax
 
 __all__ = [
     "BACKENDS",
+    "AlignmentWeights",
     "BackendUnavailable",
+    "Matches",
     "SoftAlignment",
     "SoftAlignmentWithLse",
+    "alignment_weights",
+    "dual_softmax",
+    "dual_softmax_matches",
     "explain",
     "soft_align",
     "soft_align_packed",
