@@ -1,7 +1,7 @@
 """The operator under torch.func and in forward mode: right whatever PyTorch differentiates it by.
 
-- vmap is a batch dimension more: `fold` moves it into the operands, and the same backend serves. So the gradient
-  outside a vmap comes from the backends' kernels too.
+- vmap is a batch dimension more: `fold` moves it into the operands and the same backend serves, so the gradient of
+  what a vmap gave comes from the backends' kernels too.
 - Reverse mode inside torch.func (grad, vjp, jacrev, hessian) may be differentiated or mapped again, which no one
   knows in advance: its gradient is the reference's formula, which stores e and can be.
 - Forward mode (jvp, jacfwd, torch.autograd.forward_ad) goes through the reference altogether.
@@ -15,11 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-
-from . import reference
-from .problem import Alignment, AlignmentGrads, Side
-
-Call = Callable[..., tuple[Tensor, ...]]
 
 # Absent from some future PyTorch, they take every call to be a transformed one, which is always right.
 _interpreter = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: True)
@@ -35,26 +30,38 @@ def forward_mode() -> bool:
     return getattr(forward_ad, "_current_level", 0) >= 0
 
 
-def fold(call: Call, info: Any, in_dims: tuple[int | None, ...], *operands: Any) -> tuple[tuple[Tensor, ...], Any]:
-    """A vmap rule for operators with the operands f_a, f_b, a, b, extent_a, extent_b, bias, length_a, ..."""
+# fmt: off
+def fold(
+    call: Callable[..., tuple[Tensor, ...]], info: Any, in_dims: tuple[int | None, ...], *operands: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    # fmt: on
+    """The vmap rule of a call with coalign::soft_align's operands: the mapped dimension becomes a batch dimension."""
     size = info.batch_size
     f_a, f_b, a, b, extent_a, extent_b, bias = (
         t if t is None else t.unsqueeze(0).expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
         for t, dim in zip(operands[:7], in_dims[:7], strict=True)
     )
-    if f_a.ndim == 3:  # packed: what each vmapped call holds lies one after another
-        extent_a, extent_b = (_offsets(extent, f.shape[1]) for extent, f in ((extent_a, f_a), (extent_b, f_b)))
-        tensors = *(t.flatten(0, 1) for t in (f_a, f_b, a, b)), extent_a, extent_b, None
-    else:
-        if bias is not None:
-            batch = f_a.shape[1:-2]
-            bias = bias.reshape(size, *(1,) * (len(batch) + 3 - bias.ndim), *bias.shape[1:])
-            bias = bias.expand(size, *batch, f_a.shape[-2], f_b.shape[-2])
-        # one batch dimension becomes two; two (pairs, heads) become two again
-        tensors = f_a, f_b, a, b, extent_a, extent_b, bias
-        if f_a.ndim == 5:
-            tensors = tuple(t if t is None else t.flatten(0, 1) for t in tensors)
-    found = call(*tensors, *operands[7:])
-    return tuple(t.unflatten(0, (size, -1)) if t.shape[0] else t.new_zeros(o) for t, o in ()) or (
-        _unfolded(found, f_a, f_b)
-    ), (0,) * len(found)
+    rows_a, rows_b = f_a.shape[:-1], f_b.shape[:-1]
+    if bias is not None:
+        whole = (*rows_a, f_b.shape[-2])
+        bias = bias.reshape(size, *(1,) * (len(whole) - bias.ndim), *bias.shape[1:]).expand(whole)
+    tensors = (f_a, f_b, a, b, extent_a, extent_b, bias)
+    if f_a.ndim == 3:  # packed: the mapped calls' rows lie one after another
+        joined = (_joined_offsets(extent_a, rows_a[1]), _joined_offsets(extent_b, rows_b[1]))
+        tensors = (*(t.flatten(0, 1) for t in tensors[:4]), *joined, None)
+    elif f_a.ndim == 5:  # pairs and heads: the mapped calls' pairs lie one after another
+        tensors = tuple(t if t is None else t.flatten(0, 1) for t in tensors)
+    beta, alpha, lse_a, lse_b = call(*tensors, *operands[7:])
+    found = (
+        beta.reshape(*rows_a, b.shape[-1]),
+        alpha.reshape(*rows_b, a.shape[-1]),
+        lse_a.reshape(rows_a),
+        lse_b.reshape(rows_b),
+    )
+    return found, (0, 0, 0, 0)
+
+
+def _joined_offsets(offsets: Tensor, total: int) -> Tensor:
+    """Offsets (calls, pairs + 1) into total rows each, as one list into all of them."""
+    starts = torch.arange(offsets.shape[0], device=offsets.device, dtype=offsets.dtype) * total
+    return torch.cat([offsets.new_zeros(1), (offsets[:, 1:] + starts.unsqueeze(1)).flatten()])
