@@ -9,6 +9,7 @@ if __name__ != "coalign.kernels":
 from .api import SoftAlignment, SoftAlignmentWithLse, explain, soft_align, soft_align_packed
 from .dispatch import BACKENDS, BackendUnavailable
 from .matches import Matches, dual_softmax_matches
+from .one_way import soft_align_one_way
 from .weights import AlignmentWeights, alignment_weights, dual_softmax
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "dual_softmax_matches",
     "explain",
     "soft_align",
+    "soft_align_one_way",
     "soft_align_packed",
 ]

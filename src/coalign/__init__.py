@@ -13,6 +13,7 @@ from .kernels import (
     dual_softmax_matches,
     explain,
     soft_align,
+    soft_align_one_way,
     soft_align_packed,
 )
 from .model import Aggregate, Attend, Compare, DecomposableAttention, FrozenDecomposableAttention, PairBatch
@@ -36,5 +37,6 @@ __all__ = [
     "dual_softmax_matches",
     "explain",
     "soft_align",
+    "soft_align_one_way",
     "soft_align_packed",
 ]
