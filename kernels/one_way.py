@@ -17,9 +17,7 @@ def soft_align_one_way(
     # fmt: on
     """b aligned to each a_i, and nothing the other way; for α swap the sides (and transpose the bias).
 
-    The kernels still take both softmaxes, but α is made one column wide. Both softmaxes come from a score matrix
-    that is computed once, so this is no slower than an attention kernel that takes one of them where masks are given
-    or widths differ.
+    The kernels still take both softmaxes, but α is made one column wide, and a's values need not exist.
 
     Args:
         As of `soft_align`, without a.

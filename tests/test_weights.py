@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coalign import alignment_weights, dual_softmax, dual_softmax_matches, soft_align, soft_align_packed
+from coalign import (
+    alignment_weights,
+    dual_softmax,
+    dual_softmax_matches,
+    soft_align,
+    soft_align_one_way,
+    soft_align_packed,
+)
 from coalign.testing import BUDGET, Case, error
 
 RAGGED = Case("ragged", 7, 5, batch=(2, 2), tokens_a=(7, 3, 0, 2), tokens_b=(5, 1, 4, 0), scale=0.7)
@@ -154,6 +161,23 @@ def test_half_precision_scale_is_rounded_once():
     rounded = (operands.f_a.float() * scale).bfloat16()
     expected = soft_align(rounded, operands.f_b, operands.a, operands.b, **options)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@WITH_CASES
+def test_one_way_is_beta_alone(case, backend):
+    """Of f_a, f_b, b and bias the gradients that β gives them, to the last bit or nearly so."""
+    operands = case.operands(backend.device)
+    results = []
+    for one_way in (True, False):
+        leaves = operands.differentiable()
+        a = leaves.pop("a").detach()
+        if one_way:
+            beta = soft_align_one_way(**leaves, **operands.options, backend=backend.name)
+        else:
+            beta = soft_align(**leaves, a=a, **operands.options, backend=backend.name).beta
+        results.append((beta, *torch.autograd.grad(beta, list(leaves.values()), operands.upstream[0])))
+    for one, other in zip(*results, strict=True):
+        assert error(one, other.detach().double().cpu()) <= BUDGET[torch.float32]
 
 
 def clamped(e: torch.Tensor, dim: int) -> torch.Tensor:

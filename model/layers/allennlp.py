@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class _FeedForward(nn.Module):
     def __init__(self, input_dim: int, widths: Sequence[int], dropout: float, last_linear: bool = False):
         super().__init__()
         sizes = [input_dim, *widths]
-        self._linear_layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(sizes[:-1], sizes[1:], strict=True))
+        self._linear_layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
         self._dropout = nn.Dropout(dropout)
         self._last_linear = last_linear
 
