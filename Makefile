@@ -25,7 +25,7 @@ test-python: $(VENV)/installed
 
 # TRITON_INTERPRET is read when Triton is imported, so its interpreter takes a process of its own
 test-triton: $(VENV)/installed
-	TRITON_INTERPRET=1 $(PYTEST) tests/test_operator*.py
+	TRITON_INTERPRET=1 $(PYTEST) tests/test_operator*.py tests/test_frozen_triton.py
 
 # processors with AVX-512 pretend to have AVX2 only; for others these are the same tests again
 test-narrow: $(VENV)/installed
@@ -44,9 +44,10 @@ bench: $(VENV)/installed ## time the operator against PyTorch (minutes, on an id
 
 # on a machine with a GPU and no network, in the Python that is there; what is done already is not done again
 GPU_SECONDS ?= 440
-gpu-bench: ## time the operator on this machine's GPU, most important cases first; GPU_SECONDS=440 is the limit
+gpu-bench: ## time model and operator on this machine's GPU, most important cases first; GPU_SECONDS=440 is the limit
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(PYTHON) -m benchmarks --suite gpu --resume --seconds $(GPU_SECONDS) $(ARGS)
+	$(PYTHON) -m benchmarks --suite gpu --resume --seconds $$(($(GPU_SECONDS) * 2 / 3)) $(ARGS)
+	$(PYTHON) -m benchmarks --model --resume --seconds $$(($(GPU_SECONDS) / 3)) $(ARGS)
 	$(PYTHON) -m benchmarks --report
 
 gpu-tune: ## try the kernels' tile choices on this machine's GPU; GPU_SECONDS=440 is the limit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
@@ -17,10 +17,14 @@ from . import plots, predict, report, results, significance, whole_model
 from .cases import Case
 from .measure import compare, directions
 from .model_cases import CASES as MODEL_CASES
+from .model_cases import ModelCase
 from .suites import SUITES
 from .targets import Direction
 
 console = Console() if Console().is_terminal else Console(width=130)
+
+
+Item = TypeVar("Item")
 
 
 def main(
@@ -49,7 +53,8 @@ def main(
     suite = suite or ("gpu" if kind == "cuda" else "cpu")
     if suite not in SUITES:
         raise typer.BadParameter(f"{suite!r} is none of {', '.join(SUITES)}", param_hint="--suite")
-    path = output or results.file_of("cpu" if model else kind, "model" if model else "operator")
+    path = output or results.file_of(kind, "model" if model else "operator")
+    until = time.monotonic() + seconds
     if (show or markdown) and not path.exists():
         raise typer.BadParameter(f"there are no results in {path} yet", param_hint="--report")
     if profile:
@@ -59,7 +64,8 @@ def main(
     elif model and show:
         console.print(whole_model.table(results.read(path)))
     elif model:
-        _measure_model([case for case in MODEL_CASES if only in case], path, rounds, threads)
+        cases = [case for case in MODEL_CASES[kind] if only in case.name]
+        _measure_model(cases, path, kind, rounds, threads, until, resume)
     elif predictions:
         console.print(f"stored {predict.store()}")
     elif compare_files is not None:
@@ -75,22 +81,48 @@ def main(
         if suite == "gpu" and kind == "cpu":
             console.print(f"[yellow]no GPU here: its {len(cases)} cases are skipped; the processor's follow")
             suite, cases = "cpu", SUITES["cpu"]()
-        _measure(cases, suite, kind, path, rounds, threads, hot, time.monotonic() + seconds, resume)
+        _measure(cases, suite, kind, path, rounds, threads, hot, until, resume)
 
 
-def _measure_model(cases: list[str], path: Path, rounds: int, threads: int) -> None:
+def _measure_model(
+    cases: list[ModelCase], path: Path, kind: str, rounds: int, threads: int, until: float, resume: bool
+) -> None:
     if not cases:
         raise typer.BadParameter("no case's name holds that", param_hint="--only")
-    lines = []
-    with Progress(console=console) as progress:
-        task = progress.add_task("", total=len(cases) * rounds)
-        for case in cases:
-            progress.update(task, description=case)
-            found = whole_model.run(case, rounds, threads, lambda: progress.advance(task))
+    known = results.model_keys(results.read(path)) if resume and path.exists() else set()
+    work = [(case, graph) for graph in ((False, True) if kind == "cuda" else (False,)) for case in cases]
+    work = [(case, graph) for case, graph in work if results.model_key(case.name, graph) not in known]
+
+    def measure(item: tuple[ModelCase, bool], step: Callable[[], None]) -> list[dict[str, Any]]:
+        return whole_model.run(item[0], rounds, threads, step, device=kind, graph=item[1])
+
+    lines = _each(work, lambda item: item[0].name, measure, path, rounds, until)
+    console.print(whole_model.table(lines))
+    console.print(f"added to {path}: {results.device(kind)}, {threads} threads, PyTorch {torch.__version__}")
+
+
+def _each(
+    work: list[Item],
+    name: Callable[[Item], str],
+    measure: Callable[[Item, Callable[[], None]], list[dict[str, Any]]],
+    path: Path,
+    rounds: int,
+    until: float,
+) -> list[dict[str, Any]]:
+    """Measure one thing after another, keeping what is found at once: it is not lost when something stops."""
+    lines: list[dict[str, Any]] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=len(work) * rounds)
+        for place, item in enumerate(work):
+            if time.monotonic() > until:
+                console.print(f"[yellow]out of time: {len(work) - place} of {len(work)} measurements were not begun")
+                break
+            progress.update(task, description=name(item))
+            found = measure(item, lambda: progress.advance(task))
             results.append(path, found)
             lines += found
-    console.print(whole_model.table(lines))
-    console.print(f"added to {path}: {results.device('cpu')}, {threads} threads, PyTorch {torch.__version__}")
+    return lines
 
 
 def _measure(
@@ -114,18 +146,14 @@ def _measure(
     ]
     known = results.keys(results.read(path)) if resume and path.exists() else set()
     work = [item for item in work if results.key(*item, hot) not in known]
-    lines: list[dict[str, Any]] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=len(work) * rounds)
-        for place, item in enumerate(work):
-            if time.monotonic() > until:
-                console.print(f"[yellow]out of time: {len(work) - place} of {len(work)} measurements were not begun")
-                break
-            progress.update(task, description=f"{item[0].name}, {item[1]}")
-            found = _one(*item, kind, hot, rounds, suite == "scaling", lambda: progress.advance(task))
-            results.append(path, found)  # at once: what is measured is not lost when something stops
-            lines += found
+    lines = _each(
+        work,
+        lambda item: f"{item[0].name}, {item[1]}",
+        lambda item, step: _one(*item, kind, hot, rounds, suite == "scaling", step),
+        path,
+        rounds,
+        until,
+    )
     _print(lines)
     console.print(f"added to {path}: {results.device(kind)}, {threads} threads, PyTorch {torch.__version__}")
 
@@ -160,8 +188,9 @@ def _one(
 def _print(lines: list[dict[str, Any]]) -> None:
     if rows := report.ratios(lines):
         console.print(report.table(rows))
-    if any(line["case"].endswith(" pairs") for line in lines):
-        console.print(report.scaling(lines))
+    for table in (report.predicted(lines), report.scaling(lines)):
+        if table is not None:
+            console.print(table)
 
 
 def _show(lines: list[dict[str, Any]], path: Path) -> None:

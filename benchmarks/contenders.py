@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ import coalign
 from .cases import Case, Inputs
 from .targets import Direction
 
+PACKED = ("coalign", "2 x varlen_attn", "2 x jagged SDPA")  # those that take packed tokens, where a case has them
 Align = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -33,6 +35,7 @@ def contenders(case: Case, inputs: Inputs, backend: str | None = None) -> dict[s
         "2 x SDPA": lambda *x: twice_sdpa(*x, *masks),
         "2 x FlexAttention": twice_flex(case, inputs),
         "2 x varlen_attn": twice_varlen(case, inputs),
+        "2 x jagged SDPA": twice_jagged(case, inputs),
     }
 
 
@@ -44,6 +47,8 @@ def absent(name: str, case: Case, direction: Direction, device: str) -> str | No
         return "refuses sequences so short"
     if name == "2 x varlen_attn" and (case.dtype not in (torch.bfloat16, torch.float16) or not case.packed):
         return "takes packed tokens in half precision only"
+    if name == "2 x jagged SDPA" and not case.packed:
+        return "takes packed tokens only"
     return None
 
 
@@ -102,19 +107,40 @@ def twice_varlen(case: Case, inputs: Inputs) -> Align:
     """FlashAttention on packed tokens, both ways. It wants all widths alike: values are widened with zeros, which is
     timed, for its user has to do it."""
 
-    def align(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(q: Tensor, k: Tensor, v: Tensor, at_q: Tensor, at_k: Tensor, m: int, n: int) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
+        return varlen_attn(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), at_q, at_k, m, n, scale=1.0).squeeze(1)
+
+    return _twice_packed(case, inputs, attend)
+
+
+def twice_jagged(case: Case, inputs: Inputs) -> Align:
+    """scaled_dot_product_attention of jagged nested tensors, both ways; values widened and timed likewise."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, at_q: Tensor, at_k: Tensor, m: int, n: int) -> Tensor:
+        def nested(t: Tensor, offsets: Tensor, longest: int) -> Tensor:
+            lengths = {"min_seqlen": 0, "max_seqlen": longest}
+            made = torch.nested.nested_tensor_from_jagged(t.unsqueeze(1), offsets, **lengths)
+            return made.transpose(1, 2)
+
+        out = F.scaled_dot_product_attention(nested(q, at_q, m), nested(k, at_k, n), nested(v, at_k, n), scale=1.0)
+        return out.transpose(1, 2).values().squeeze(1)
+
+    return _twice_packed(case, inputs, attend)
+
+
+def _twice_packed(case: Case, inputs: Inputs, attend: Callable[..., Tensor]) -> Align:
+    def align(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         assert inputs.offsets is not None
         offset_a, offset_b = inputs.offsets
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, at_q: Tensor, at_k: Tensor, m: int, n: int) -> Tensor:
+        def narrow(q: Tensor, k: Tensor, v: Tensor, *at: Any) -> Tensor:
             wide = F.pad(v, (0, k.shape[1] - v.shape[1]))
-            out = varlen_attn(q.unsqueeze(1), k.unsqueeze(1), wide.unsqueeze(1), at_q, at_k, m, n, scale=1.0)
-            return out.squeeze(1)[:, : v.shape[1]]
+            return attend(q, k, wide, *at)[:, : v.shape[1]]
 
-        beta = attend(f_a, f_b, b, offset_a, offset_b, case.m, case.n)
-        return beta, attend(f_b, f_a, a, offset_b, offset_a, case.n, case.m)
+        beta = narrow(f_a, f_b, b, offset_a, offset_b, case.m, case.n)
+        return beta, narrow(f_b, f_a, a, offset_b, offset_a, case.n, case.m)
 
     return align
 

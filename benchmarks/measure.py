@@ -162,7 +162,7 @@ def _kilobytes(status: Path, name: str) -> int:
 
 
 def _operands(name: str, inputs: Inputs) -> list[Tensor]:
-    return inputs.tokens if name in ("coalign", "2 x varlen_attn") else inputs.padded
+    return inputs.tokens if name in contenders.PACKED else inputs.padded
 
 
 def calls_of(align: contenders.Align, name: str, inputs: list[Inputs], direction: Direction) -> list[Call]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from coalign.kernels.problem import Side
 
 from .cases import Case, lengths_of
 from .roofline import work
@@ -64,14 +65,21 @@ def store(device: Device = H100) -> Path:
     return path
 
 
+def stored(architecture: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """The predictions for an architecture by case and direction; none where nobody has made them."""
+    path = FOLDER / f"{architecture}.json"
+    lines = json.loads(path.read_text())["predictions"] if path.is_file() else []
+    return {(line["case"], line["direction"]): line for line in lines}
+
+
 def _case(device: Device, case: Case, direction: Direction) -> dict[str, Any]:
-    from coalign.kernels.triton.report import ARCHITECTURES, compile_case
+    from coalign.kernels.triton.report import ARCHITECTURES, compile_case, plan
     from coalign.kernels.triton.report import Case as Compilation
 
     architecture = ARCHITECTURES[device.architecture]
     arithmetic = "half" if case.dtype.itemsize == 2 else "tf32" if case.tf32 else "ieee"
-    launches = _launches(case, arithmetic, architecture.shared)
-    launches = launches[0] if direction == "forward" else launches[0] + launches[1]
+    forward, backward = plan(*_sides(case), arithmetic, architecture)
+    launches = forward if direction == "forward" else forward + backward
     kernels = [compile_case(Compilation(of.kernel.__name__, arithmetic, of), architecture) for of in launches]
     done = work(case, direction)
     occupancy = min(k.occupancy for k in kernels)
@@ -99,10 +107,8 @@ def _case(device: Device, case: Case, direction: Direction) -> dict[str, Any]:
     }
 
 
-def _launches(case: Case, arithmetic: str, shared: int) -> tuple[list[Any], list[Any]]:
-    """The launches of both passes, planned without data."""
-    from coalign.kernels.problem import Alignment, AlignmentGrads, Side
-    from coalign.kernels.triton.launch import Target, plan_backward, plan_forward
+def _sides(case: Case) -> tuple[Side, Side]:
+    """A case's operands without data."""
 
     def side(rows: int, lengths: torch.Tensor) -> Side:
         total = (int(lengths.sum()),) if case.packed else (case.pairs, rows)
@@ -112,9 +118,4 @@ def _launches(case: Case, arithmetic: str, shared: int) -> tuple[list[Any], list
         return Side(f, x, extent, rows)
 
     len_a, len_b = lengths_of(case)
-    a, b = side(case.m, len_a), side(case.n, len_b)
-    target = Target(arithmetic == "tf32", shared)
-    forward, found = plan_forward(a, b, None, 1.0, target)
-    grads = AlignmentGrads(found.beta, found.alpha, None, None)
-    backward, _ = plan_backward(a, b, None, 1.0, Alignment(*found), grads, False, target)
-    return forward, backward
+    return side(case.m, len_a), side(case.n, len_b)

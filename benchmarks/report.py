@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from . import predict
 from .targets import target
 
 
@@ -95,14 +97,36 @@ def markdown(rows: Iterable[Ratio]) -> str:
     return "\n".join("| " + " | ".join(line[i] for i in keep) + " |" for line in lines)
 
 
-def scaling(lines: Iterable[dict[str, Any]]) -> Table:
-    """The cost of a pair as pairs and threads become more."""
+PREDICTED = ("case", "pass", "kernel", "regs", "spill", "shared", "occup", "floor", "predicted", "measured", "of it")
+
+
+def predicted(lines: Iterable[dict[str, Any]]) -> Table | None:
+    """What was foreseen of each GPU case and what the compiler made of its kernels, beside what was measured."""
+    made = Table(*PREDICTED)
+    for found in compared(lines):
+        own = found.own
+        told = predict.stored(own.get("architecture", "")).get((own["case"], own["direction"]))
+        if told is None or own["hot"]:
+            continue
+        seconds = told["graph" if own["graph"] else "calls"]
+        kernels = told["kernels"]
+        columns = ["\n".join(str(k[name]) for k in kernels) for name in PREDICTED_OF_KERNELS]
+        how = ", graph" if own["graph"] else ""
+        numbers = (time(told["floor"]), time(seconds), time(own["p50"]), f"{own['p50'] / seconds:.2f}")
+        made.add_row(own["case"], own["direction"] + how, *columns, *numbers)
+    return made if made.row_count else None
+
+
+PREDICTED_OF_KERNELS = ("name", "registers", "spilled", "shared", "occupancy")
+
+
+def scaling(lines: Iterable[dict[str, Any]]) -> Table | None:
+    """The cost of a pair as pairs and threads become more, where that was measured."""
     table = Table("pairs", "direction", "threads", "per pair")
     for line in lines:
-        if line["case"].endswith(" pairs"):
-            pairs = int(line["case"].split()[0])
-            table.add_row(str(pairs), line["direction"], str(line["threads"]), time(line["p50"] / pairs))
-    return table
+        if found := re.fullmatch(r"(\d+) pairs", line["case"]):
+            table.add_row(found[1], line["direction"], str(line["threads"]), time(line["p50"] / int(found[1])))
+    return table if table.row_count else None
 
 
 def time(seconds: float) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from coalign.kernels.gpu import architecture
 
 import coalign
 
@@ -66,6 +67,7 @@ def environment(kind: str) -> dict[str, Any]:
     """The machine, the versions, the state of the sources, the command and the day."""
     return {
         "device": device(kind),
+        "architecture": architecture(torch.device("cuda", torch.cuda.current_device())) if kind == "cuda" else "",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),
@@ -110,6 +112,15 @@ def key(case: Case, direction: Direction, graph: bool, threads: int, hot: bool) 
 def keys(lines: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
     names = ("case", "direction", "graph", "threads", "hot", "commit")
     return {tuple(line[name] for name in names) for line in lines if line["contender"] == "coalign"}
+
+
+def model_key(case: str, graph: bool) -> tuple[Any, ...]:
+    """The same for measurements of the whole model."""
+    return case, graph, _git("rev-parse", "--short=12", "HEAD")
+
+
+def model_keys(lines: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
+    return {(line["case"], line["graph"], line["commit"]) for line in lines}
 
 
 def append(path: Path, lines: list[dict[str, Any]]) -> None:

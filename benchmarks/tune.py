@@ -23,8 +23,9 @@ from rich.console import Console
 
 from . import contenders
 from .cases import Case, make
-from .clock import in_turn, seconds
+from .clock import Call, in_turn, seconds
 from .measure import Wrong, calls_of, check
+from .model_cases import Book, make_batch, ours
 
 FOLDER = Path(__file__).parents[1] / "kernels" / "triton" / "tuned"
 GAIN = 0.98
@@ -63,6 +64,9 @@ def candidates() -> dict[str, list[Value]]:
         found[choices.key("stream", backward, kind, widest)] = [  # type: ignore[arg-type]
             [m, n, widest, min(widest, 128), warps, stages] for m, n, warps, stages in blocks if n <= m
         ]
+    for kind, rows in itertools.product(("half", "tf32", "ieee"), (64, 128)):
+        sizes = itertools.product((4, 8, 16), (16, 32, 64))
+        found[choices.key("frozen", False, kind, rows)] = [list(size) for size in sizes]  # type: ignore[arg-type]
     return found
 
 
@@ -79,17 +83,12 @@ def case_of(key: str) -> Case:
 
 def time_on_gpu(key: str, value: Value | None) -> float | None:
     """Seconds of a call with that choice; None where it does not compile, does not fit or is wrong."""
-    case = case_of(key)
-    torch.set_float32_matmul_precision("high" if case.tf32 else "highest")
+    torch.set_float32_matmul_precision("high" if " tf32 " in key else "highest")
     choices.trial.clear()
     if value is not None:
         choices.trial[key] = value
     try:
-        inputs = [make(case, seed, "cuda") for seed in range(2)]
-        align = contenders.contenders(case, inputs[0], "triton")["coalign"]
-        check(case, "coalign", align, inputs[0])
-        direction = "forward + backward" if " backward " in key else "forward"
-        calls = calls_of(align, "coalign", inputs, direction)  # type: ignore[arg-type]
+        calls = _frozen_calls(key) if key.startswith("frozen") else _operator_calls(key)
         for call in calls:
             call()
         return median(seconds("cuda", in_turn(calls, 0), 10) for _ in range(5))
@@ -101,6 +100,29 @@ def time_on_gpu(key: str, value: Value | None) -> float | None:
         raise
     finally:
         choices.trial.clear()
+
+
+def _operator_calls(key: str) -> list[Call]:
+    case = case_of(key)
+    inputs = [make(case, seed, "cuda") for seed in range(2)]
+    align = contenders.contenders(case, inputs[0], "triton")["coalign"]
+    check(case, "coalign", align, inputs[0])
+    direction = "forward + backward" if " backward " in key else "forward"
+    return calls_of(align, "coalign", inputs, direction)  # type: ignore[arg-type]
+
+
+def _frozen_calls(key: str) -> list[Call]:
+    torch.manual_seed(0)
+    model = ours(Book().eval().to("cuda"))
+    made = model.freeze(torch.bfloat16 if " half " in key else torch.float32)
+    batches = [make_batch(4096, seed).packed.to("cuda") for seed in range(2)]
+    made.backend = "reference"
+    expected = made(batches[0])
+    made.backend = "triton"
+    error = float((made(batches[0]) - expected).norm() / expected.norm())
+    if not error <= 2e-2:
+        raise Wrong(f"a frozen model's scores are off by {error:.1e}")
+    return [lambda batch=batch: made(batch) for batch in batches]  # type: ignore[misc]
 
 
 def main(

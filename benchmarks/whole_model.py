@@ -15,40 +15,81 @@ from rich.table import Table
 from torch import nn
 
 from . import measure, results
-from .model_cases import BASELINE, CASES, TARGETS, Batch, Book, Contender, contenders, make_batch, ours
+from .clock import graphed
+from .model_cases import (
+    BASELINE,
+    CASES,
+    COMPILED,
+    TARGETS,
+    TO_LONGEST,
+    Batch,
+    Book,
+    Contender,
+    ModelCase,
+    contenders,
+    make_batch,
+    ours,
+)
 from .report import time
 
 SETS = 4
 
 
 def run(
-    case: str, rounds: int, threads: int, step: Callable[[], None] = lambda: None, compiled: bool = True
+    case: ModelCase,
+    rounds: int,
+    threads: int,
+    step: Callable[[], None] = lambda: None,
+    compiled: bool = True,
+    device: str = "cpu",
+    graph: bool = False,
 ) -> list[dict[str, Any]]:
-    """Time the contenders of a case of `CASES`: records for `results`, in seconds a call."""
+    """Time the contenders of a case: records for `results`, in seconds a call. graph: replay CUDA graphs."""
     torch.set_num_threads(threads)
     torch.compiler.reset()
     torch.manual_seed(0)
-    measure.settle_allocator()
-    book = Book().eval()
-    batches = [make_batch(CASES[case], seed) for seed in range(SETS)]
+    if device == "cpu":
+        measure.settle_allocator()
+    else:
+        torch.set_float32_matmul_precision("high")
+    book = Book().eval().to(device)
+    batches = [make_batch(case.pairs, seed).to(device) for seed in range(SETS)]
     found = contenders(case, book, compiled)
     check(found, book, batches[0])
-    make = _training if case == "training step" else _inference
-    calls = {name: make(contender, batches) for name, contender in found.items()}
-    tokens = sum(len(b.packed.ids_a) + len(b.packed.ids_b) for b in batches) / SETS / CASES[case]
+    make = _training if case.trains else _inference
+    calls, absent = {}, {}
+    for name, contender in found.items():
+        of = make(contender, batches)
+        try:
+            calls[name] = [graphed(call) for call in of] if graph else of
+        except RuntimeError as error:
+            if not graph:
+                raise
+            absent[name] = f"can't be captured in a CUDA graph: {str(error).splitlines()[0]}"
+    timings = {timing.contender: timing for timing in measure.take_turns(calls, rounds, step, device, graph)}
+    tokens = sum(len(b.packed.ids_a) + len(b.packed.ids_b) for b in batches) / SETS / case.pairs
     return [
         {
-            "case": case,
-            "size": f"{CASES[case]} pairs of {tokens:.1f} tokens",
-            "contender": timing.contender,
-            **{f"p{round(100 * q)}": timing.quantile(q) for q in (0.2, 0.5, 0.8)},
-            "samples": [float(f"{t:.4g}") for t in timing.samples],
-            "memory": timing.memory,
+            "case": case.name,
+            "size": f"{case.pairs} pairs of {tokens:.1f} tokens",
+            "contender": name,
+            "peer": contender.peer,
+            "kind": device,
+            "graph": graph,
+            **(_numbers(timings[name]) if name in timings else {"absent": absent[name]}),
             "threads": threads,
-            **results.environment("cpu"),
+            **results.environment(device),
         }
-        for timing in measure.take_turns(calls, rounds, step)
+        for name, contender in found.items()
     ]
+
+
+def _numbers(timing: measure.Timing) -> dict[str, Any]:
+    return {
+        **{f"p{round(100 * q)}": timing.quantile(q) for q in (0.2, 0.5, 0.8)},
+        "samples": [float(f"{t:.4g}") for t in timing.samples],
+        "memory": timing.memory,
+    }
 
 
 def check(found: dict[str, Contender], book: Book, batch: Batch) -> None:
@@ -60,7 +101,7 @@ def check(found: dict[str, Contender], book: Book, batch: Batch) -> None:
     for name, contender in found.items():
         plain = ours(book, contender.masked).double()
         plain.backend = "reference"
-        form = batch.to_longest if name == "d2l, padded to the longest" else batch.to_fifty
+        form = batch.to_longest if name.startswith(TO_LONGEST) else batch.to_fifty
         with torch.no_grad():
             truth, scores = plain(form), contender.scores(batch).double()
         error = float((scores - truth).norm() / truth.norm())
@@ -78,7 +119,8 @@ def _inference(contender: Contender, batches: list[Batch]) -> list[Callable[[], 
 
 def _training(contender: Contender, batches: list[Batch]) -> list[Callable[[], object]]:
     contender.model.train()
-    optimizer = torch.optim.Adam(contender.model.parameters(), lr=1e-3, fused=True)
+    parameters = list(contender.model.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True, capturable=parameters[0].is_cuda)
 
     def call(batch: Batch) -> object:
         optimizer.zero_grad()
@@ -90,7 +132,7 @@ def _training(contender: Contender, batches: list[Batch]) -> list[Callable[[], o
     return [lambda batch=batch: call(batch) for batch in batches]
 
 
-HEADINGS = ("case", "model", "time", "pairs/s", f"× {BASELINE}", "× longest", "× compile", "target")
+HEADINGS = ("case", "model", "time", "pairs/s", f"× {BASELINE}", "× longest", "× compile", "× fastest", "target")
 
 
 def table(lines: list[dict[str, Any]]) -> Table:
@@ -108,34 +150,36 @@ def markdown(lines: list[dict[str, Any]]) -> str:
 
 
 def _rows(lines: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
-    latest: dict[str, dict[str, dict[str, Any]]] = {}
+    latest: dict[tuple[str, bool], dict[str, dict[str, Any]]] = {}
     for line in lines:
-        latest.setdefault(line["case"], {})[line["contender"]] = line
-    for case, of in latest.items():
+        if "absent" not in line:
+            latest.setdefault((line["case"], line["graph"]), {})[line["contender"]] = line
+    for (case, graph), of in latest.items():
+        fastest = min(line["p50"] for line in of.values() if line["peer"])
         for name, line in of.items():
-            ratios = {peer: of[peer]["p50"] / line["p50"] for peer in list(of)[:3] if peer in of}
-            target = TARGETS.get((case, name))
-            ratio = ratios.get(BASELINE, float("nan"))
+            ratios = [
+                of[peer]["p50"] / line["p50"] if peer in of else None for peer in (BASELINE, TO_LONGEST, COMPILED)
+            ]
+            ratios.append(fastest / line["p50"])
+            target = TARGETS[line["kind"]].get((case, name))
+            ratio = (ratios[0] if line["kind"] == "cpu" else ratios[-1]) or 0.0
             yield (
-                case,
+                f"{case}, graph" if graph else case,
                 name,
                 time(line["p50"]),
-                f"{CASES[case] / line['p50']:,.0f}",
-                f"{ratio:.2f}",
-                *(f"{ratios[p]:.2f}" if p in ratios else "" for p in ("d2l, padded to the longest", COMPILED)),
+                f"{int(line['size'].split()[0]) / line['p50']:,.0f}",
+                *("" if r is None else f"{r:.2f}" for r in ratios),
                 "" if target is None else f"{target:g} {'met' if ratio >= target else 'missed'}",
             )
 
 
-COMPILED = "torch.compile, padded to 50"
-
-
-def profile(threads: int, autocast: bool = False, steps: int = 8) -> str:
-    """Where a training step's time goes, by operator, as text."""
+def profile(threads: int, autocast: bool = False, steps: int = 8, operators: int | None = 20) -> str:
+    """Where a training step's time goes, as text: a line for each of the longest operators (None: for all)."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    batches = [make_batch(CASES["training step"], seed) for seed in range(SETS)]
-    contender = contenders("training step", Book().eval(), compiled=False)["packed, autocast" if autocast else "packed"]
+    case = next(case for case in CASES["cpu"] if case.trains)
+    batches = [make_batch(case.pairs, seed) for seed in range(SETS)]
+    contender = contenders(case, Book().eval(), compiled=False)["packed, autocast" if autocast else "packed"]
     calls = _training(copy.copy(contender), batches)
     for call in calls:
         call()
@@ -145,7 +189,7 @@ def profile(threads: int, autocast: bool = False, steps: int = 8) -> str:
     events = found.key_averages()
     total = sum(event.self_cpu_time_total for event in events)
     lines = [f"{'operator':42} {'ms a step':>9} {'share':>6} {'calls':>6}"]
-    for event in sorted(events, key=lambda event: -event.self_cpu_time_total)[:20]:
+    for event in sorted(events, key=lambda event: -event.self_cpu_time_total)[:operators]:
         share = event.self_cpu_time_total / total
         milliseconds = event.self_cpu_time_total / 1000 / steps
         lines.append(f"{event.key[:42]:42} {milliseconds:9.3f} {share:6.1%} {event.count / steps:6.0f}")

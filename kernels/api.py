@@ -236,7 +236,8 @@ def _scaled(side: Side, scale: float | Tensor) -> tuple[Side, float]:
 def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The four operands checked, and cast where autocast says so."""
     operands: tuple[Tensor, ...] = (f_a, f_b, a, b)
-    if not Tensor is type(f_a) is type(f_b) is type(a) is type(b):
+    plain = Tensor is type(f_a) is type(f_b) is type(a) is type(b)
+    if not plain:
         for name, t in zip(_OPERANDS, operands, strict=True):
             if not isinstance(t, Tensor):
                 raise TypeError(f"{name} must be a tensor, not {type(t).__name__}")
@@ -244,7 +245,7 @@ def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> t
         operands = _autocast(operands)
     f_a, f_b, a, b = operands
     # tracers have symbols for sizes, and nothing to be remembered by
-    check = _check_operands if ops.unobserved(operands) else _check_operands.__wrapped__
+    check = _check_operands if plain and not torch.compiler.is_compiling() else _check_operands.__wrapped__
     check(
         packed,
         *(f_a.shape, f_b.shape, a.shape, b.shape),

@@ -5,6 +5,15 @@ from .attend import Attend
 from .compare import Compare
 from .decomposable_attention import DecomposableAttention
 from .frozen import FrozenDecomposableAttention
+from .intra_attention import IntraAttention
 from .pair_batch import PairBatch
 
-__all__ = ["Aggregate", "Attend", "Compare", "DecomposableAttention", "FrozenDecomposableAttention", "PairBatch"]
+__all__ = [
+    "Aggregate",
+    "Attend",
+    "Compare",
+    "DecomposableAttention",
+    "FrozenDecomposableAttention",
+    "IntraAttention",
+    "PairBatch",
+]

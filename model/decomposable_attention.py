@@ -7,13 +7,16 @@ from collections.abc import Sized
 import torch
 from torch import Tensor, nn
 
-from . import plain
+from ..kernels.ops import unobserved
+from . import inference, plain
 from .aggregate import Aggregate
 from .attend import Attend
 from .compare import Compare
 from .frozen import FrozenDecomposableAttention
 from .ids import Pair, check_ids, padded_pair
+from .intra_attention import IntraAttention
 from .masks import as_mask
+from .mlp import is_hooked
 from .pair_batch import PairBatch
 
 
@@ -23,11 +26,14 @@ class DecomposableAttention(nn.Module):
     Args:
         vocab: anything with a length, the number of token ids. embed_size: width of a word's vector.
         num_hiddens: width of f, g and h.
-        num_inputs_attend, num_inputs_compare, num_inputs_agg: must be embed_size (or projection_size), twice that,
-            and 2 num_hiddens; they are arguments because they are d2l's. `from_sizes` does without.
+        num_inputs_attend, num_inputs_compare, num_inputs_agg: must be embed_size (or projection_size; twice either
+            with intra_attention), twice that, and 2 num_hiddens; they are arguments because they are d2l's.
+            `from_sizes` does without.
         num_classes: number of class scores.
         projection_size: the width to which words' vectors are first projected, linearly and without a bias (Parikh
             et al. 2016, section 4). None, d2l's behaviour: they are taken as they are.
+        intra_attention: whether each word is first joined with its own sentence's words (`IntraAttention`; Parikh et
+            al. 2016, section 3.4). f and g then take vectors twice as wide, and the model can't be frozen.
         padding_idx: the token id that stands for padding. Given, it is masked in attention and sums wherever
             a call brings no masks or lengths of its own, and its vector is never trained (torch's
             padding_idx; a loaded state dict keeps its value). None, d2l's behaviour: nothing is masked.
@@ -49,17 +55,19 @@ class DecomposableAttention(nn.Module):
         *,
         num_classes: int = 3,
         projection_size: int | None = None,
+        intra_attention: bool = False,
         padding_idx: int | None = None,
         dropout: float = 0.2,
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        width, width_name = (
+        word_width, own_name = (
             (embed_size, "embed_size") if projection_size is None else (projection_size, "projection_size")
         )
+        width, width_name = (2 * word_width, f"2 * {own_name}") if intra_attention else (word_width, own_name)
         for name, given, expected, meaning in (
             ("num_inputs_attend", num_inputs_attend, width, width_name),
-            ("num_inputs_compare", num_inputs_compare, 2 * width, f"2 * {width_name}"),
+            ("num_inputs_compare", num_inputs_compare, 2 * width, f"{4 if intra_attention else 2} * {own_name}"),
             ("num_inputs_agg", num_inputs_agg, 2 * num_hiddens, "2 * num_hiddens"),
         ):
             if given != expected:
@@ -68,6 +76,9 @@ class DecomposableAttention(nn.Module):
             raise ValueError(f"padding_idx must lie between 0 and {len(vocab) - 1}, not {padding_idx}")
         self.embedding = nn.Embedding(len(vocab), embed_size, padding_idx=padding_idx)
         self.projection = None if projection_size is None else nn.Linear(embed_size, projection_size, bias=False)
+        self.intra_attention = (
+            IntraAttention(word_width, num_hiddens, dropout=dropout, backend=backend) if intra_attention else None
+        )
         self.attend = Attend(num_inputs_attend, num_hiddens, dropout=dropout, backend=backend)
         self.compare = Compare(num_inputs_compare, num_hiddens, dropout=dropout)
         self.aggregate = Aggregate(num_inputs_agg, num_hiddens, num_classes, dropout=dropout)
@@ -82,20 +93,23 @@ class DecomposableAttention(nn.Module):
         *,
         num_classes: int = 3,
         projection_size: int | None = None,
+        intra_attention: bool = False,
         padding_idx: int | None = None,
         dropout: float = 0.2,
         backend: str | None = None,
     ) -> DecomposableAttention:
         """The model of these sizes, for those who have no vocabulary object. Arguments as in the class."""
+        width = (projection_size or embed_size) * (2 if intra_attention else 1)
         return cls(
             range(vocab_size),
             embed_size,
             num_hiddens,
-            num_inputs_attend=projection_size or embed_size,
-            num_inputs_compare=2 * (projection_size or embed_size),
+            num_inputs_attend=width,
+            num_inputs_compare=2 * width,
             num_inputs_agg=2 * num_hiddens,
             num_classes=num_classes,
             projection_size=projection_size,
+            intra_attention=intra_attention,
             padding_idx=padding_idx,
             dropout=dropout,
             backend=backend,
@@ -109,6 +123,8 @@ class DecomposableAttention(nn.Module):
     @backend.setter
     def backend(self, name: str | None) -> None:
         self.attend.backend = self.attend.f.backend = self.compare.g.backend = self.aggregate.h.backend = name
+        if self.intra_attention is not None:
+            self.intra_attention.backend = self.intra_attention.f.backend = name
 
     def forward(
         self, X: tuple[Tensor, Tensor] | PairBatch, *, masks: Pair | None = None, lengths: Pair | None = None
@@ -117,7 +133,8 @@ class DecomposableAttention(nn.Module):
 
         Args:
             X: premises (batch, m) and hypotheses (batch, n), integer token ids; or a `PairBatch`, all of whose ids
-                are tokens: only they are computed with, and the result is that of masked padding.
+                are tokens: only they are computed with, and the result is that of masked padding. On the CPU padded
+                ids that are masked are packed first.
             masks: for each side (batch, length) bool, True for a token, or None.
             lengths: for each side (batch,) integers, or None. A side takes a mask or lengths, not both; given
                 for either side, they replace padding_idx for both.
@@ -133,19 +150,51 @@ class DecomposableAttention(nn.Module):
             if masks is not None or lengths is not None:
                 raise ValueError("a PairBatch knows its lengths and has no padding: give it no masks or lengths")
             if self.backend != "reference":
+                check_ids("premises", X.ids_a, self.embedding.num_embeddings, ndim=1)
+                check_ids("hypotheses", X.ids_b, self.embedding.num_embeddings, ndim=1)
                 return self._packed_scores(X)
             lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
-        A, B, extents = self._embed(X, masks, lengths)
+        premises, hypotheses, extents = self._checked(X, masks, lengths)
+        if self._is_better_packed(premises, extents):
+            sides = [(extents[f"{kind}_a"], extents[f"{kind}_b"]) for kind in ("mask", "lengths")]
+            return self._packed_scores(PairBatch.from_padded(premises, hypotheses, masks=sides[0], lengths=sides[1]))
+        A, B = self._embed(premises, hypotheses, extents)
         beta, alpha = self.attend(A, B, **extents)
         V_A, V_B = self.compare(A, B, beta, alpha, **extents)
         return self.aggregate(V_A, V_B)
 
+    def _is_better_packed(self, premises: Tensor, extents: dict[str, Tensor | None]) -> bool:
+        """Whether to take the padding out first: where that needs no waiting, and nobody looks at what is inside."""
+        return (
+            self.backend != "reference"
+            and premises.device.type == "cpu"
+            and any(t is not None for t in extents.values())
+            and not self._is_observed(premises)
+        )
+
+    def _is_observed(self, ids: Tensor) -> bool:
+        """Whether somebody looks at what is inside, or has put something else there."""
+        inside = [self.embedding, self.attend, self.compare, self.aggregate]
+        networks = [self.attend.f, self.compare.g, self.aggregate.h, self.aggregate.linear]
+        if self.intra_attention is not None:
+            inside.append(self.intra_attention)
+            networks.append(self.intra_attention.f)
+        return (
+            not unobserved((ids, self.embedding.weight))
+            or [type(layer) for layer in inside]
+            != [nn.Embedding, Attend, Compare, Aggregate, IntraAttention][: len(inside)]
+            or any(is_hooked(layer) for layer in (*inside, *networks))
+        )
+
     def _packed_scores(self, X: PairBatch) -> Tensor:
-        check_ids("premises", X.ids_a, self.embedding.num_embeddings, ndim=1)
-        check_ids("hypotheses", X.ids_b, self.embedding.num_embeddings, ndim=1)
+        if X.device.type == "cpu" and not self._is_observed(X.ids_a) and not inference.unsupported(self):
+            return inference.scores(self, X)
         # one look-up for both sides: its gradient is as large as the vocabulary, and so not made twice and added
         words = self._vectors(torch.cat([X.ids_a, X.ids_b]), None)
         A, B = words.split([X.ids_a.shape[0], X.ids_b.shape[0]])
+        if self.intra_attention is not None:
+            A = self.intra_attention(A, offsets=X.offsets_a, max_length=X.max_length_a)
+            B = self.intra_attention(B, offsets=X.offsets_b, max_length=X.max_length_b)
         beta, alpha = self.attend(
             A,
             B,
@@ -164,6 +213,9 @@ class DecomposableAttention(nn.Module):
         fast, whatever `training` says here. It does not follow later changes of this model.
 
         dtype: of the table and the weights, float32 or bfloat16; the table has 3 num_hiddens numbers a word.
+
+        Raises:
+            TypeError, ValueError: as `FrozenDecomposableAttention` does.
         """
         return FrozenDecomposableAttention(self, dtype)
 
@@ -176,20 +228,42 @@ class DecomposableAttention(nn.Module):
         """
         if isinstance(X, PairBatch):
             lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
-        A, B, extents = self._embed(X, masks, lengths)
+        premises, hypotheses, extents = self._checked(X, masks, lengths)
+        A, B = self._embed(premises, hypotheses, extents)
         return self.attend.weights(A, B, **extents)
 
-    def _embed(
+    def compared(
+        self, X: tuple[Tensor, Tensor], *, masks: Pair | None = None, lengths: Pair | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What `Aggregate` is given the sums of, to look at: v_a (batch, m, num_hiddens) and v_b (batch, n,
+        num_hiddens), g of each word and what is aligned to it (Parikh et al. 2016, equation 3); 0 for padding.
+        """
+        premises, hypotheses, extents = self._checked(X, masks, lengths)
+        A, B = self._embed(premises, hypotheses, extents)
+        beta, alpha = self.attend(A, B, **extents)
+        v_a, v_b = self.compare.g(A, beta), self.compare.g(B, alpha)
+        mask_a = as_mask("a", v_a, extents["mask_a"], extents["lengths_a"])
+        mask_b = as_mask("b", v_b, extents["mask_b"], extents["lengths_b"])
+        return plain.keep(v_a, mask_a), plain.keep(v_b, mask_b)
+
+    def _checked(
         self, X: tuple[Tensor, Tensor], masks: Pair | None, lengths: Pair | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
-        """The words' vectors on both sides, and what says which of them are tokens."""
-        padding_idx, vocabulary = self.embedding.padding_idx, self.embedding.num_embeddings
-        premises, hypotheses, extents = padded_pair(X, masks, lengths, padding_idx, vocabulary)
+        """Padded ids, and what says which of them are tokens."""
+        return padded_pair(X, masks, lengths, self.embedding.padding_idx, self.embedding.num_embeddings)
+
+    def _embed(self, premises: Tensor, hypotheses: Tensor, extents: dict[str, Tensor | None]) -> tuple[Tensor, Tensor]:
+        """The words' vectors on both sides, with what each aligns to in its own sentence where the model does that."""
         A, B = (
             self._vectors(ids, self._projected_mask(letter, ids, extents))
             for letter, ids in (("a", premises), ("b", hypotheses))
         )
-        return A, B, extents
+        if self.intra_attention is None:
+            return A, B
+        return (
+            self.intra_attention(A, mask=extents["mask_a"], lengths=extents["lengths_a"]),
+            self.intra_attention(B, mask=extents["mask_b"], lengths=extents["lengths_b"]),
+        )
 
     def _projected_mask(self, letter: str, ids: Tensor, extents: dict[str, Tensor | None]) -> Tensor | None:
         """What keeps padding out of the projection's gradient, where there is a projection."""

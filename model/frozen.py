@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from ..kernels import BackendUnavailable
 from ..kernels.dispatch import requested
 from ..kernels.native import frozen as native
 from ..kernels.ops import unobserved
+from ..kernels.triton import frozen as triton
 from . import plain
 from .ids import Pair, check_ids, padded_pair
 from .masks import as_mask, check_mask
@@ -41,8 +43,9 @@ class FrozenDecomposableAttention(nn.Module):
         F = f(E_w)      G_a = W_a E_w + bias      G_b = W_b E_w
 
     so that a pair costs look-ups, e = F_a F_bᵀ, its softmaxes P and Q, relu(G_a + P G_b), the second layer of g,
-    sums and the classifier. On the CPU that is one C++ kernel; elsewhere, and where a compiler or `torch.export`
-    traces the model, plain PyTorch.
+    sums and the classifier. On the CPU that is one C++ kernel. On a GPU all but the classifier is one Triton kernel,
+    for a `PairBatch` without very long pairs and num_hiddens up to 256; there a word outside the vocabulary makes its
+    pair's scores NaN. Elsewhere, and where a compiler or `torch.export` traces the model, it is plain PyTorch.
 
     Buffers: table (words, 3 num_hiddens); weights and biases of the layers that are left. Biases are float32.
 
@@ -50,24 +53,27 @@ class FrozenDecomposableAttention(nn.Module):
         model: what is frozen. dtype: of table and weights, float32 or bfloat16.
 
     Raises:
-        ValueError: another dtype. TypeError: a model some of whose layers were exchanged, or have hooks.
+        ValueError: another dtype, or a model with intra-sentence attention, in which nothing but the look-up depends
+            on one word alone. TypeError: a model some of whose layers were exchanged, or have hooks.
     """
 
     def __init__(self, model: DecomposableAttention, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         if dtype not in DTYPES:
             raise ValueError(f"a model can be frozen in torch.float32 or torch.bfloat16, not in {dtype}")
+        if model.intra_attention is not None:
+            raise ValueError(
+                "a model with intra_attention can't be frozen: its words' vectors depend on the whole sentence"
+            )
         networks = {"attend.f": model.attend.f, "compare.g": model.compare.g, "aggregate.h": model.aggregate.h}
         for name, network in networks.items():
             if not (isinstance(network, FeedForward) and network.is_unchanged()):
                 raise TypeError(
                     f"{name} is not as the model was made with it: exchanged layers or hooks can't be frozen"
                 )
-        g, h, output = list(model.compare.g), list(model.aggregate.h), model.aggregate.linear
-        linears: list[Any] = [g[4], h[1], h[5], output]
         with torch.no_grad(), torch.autocast(model.embedding.weight.device.type, enabled=False):
-            state = {"table": _table(model, dtype)}
-            for name, linear in zip(LAYERS, linears, strict=True):
+            state = {"table": _vocabulary_table(model, dtype)}
+            for name, linear in zip(LAYERS, later_layers(model), strict=True):
                 state[f"{name}_weight"] = linear.weight.to(dtype, copy=True)
                 state[f"{name}_bias"] = linear.bias.to(torch.float32, copy=True)
         self._set_up(state, model.embedding.padding_idx, model.backend)
@@ -77,9 +83,11 @@ class FrozenDecomposableAttention(nn.Module):
             self.register_buffer(name, t.contiguous())
         self.padding_idx = padding_idx
         self.backend = backend
-        self._packed: tuple[Any, list[Tensor]] = None, []
+        self._kept: tuple[Any, Any] = None, None
 
     table: Tensor
+    compare_weight: Tensor
+    compare_bias: Tensor
     output_weight: Tensor
     output_bias: Tensor
 
@@ -103,20 +111,45 @@ class FrozenDecomposableAttention(nn.Module):
         if isinstance(X, PairBatch) and (masks is not None or lengths is not None):
             raise ValueError("a PairBatch knows its lengths and has no padding: give it no masks or lengths")
         with torch.no_grad():
-            if unobserved((self.table,)) and self._is_native():
+            backend = self._backend(X) if unobserved((self.table,)) else "reference"
+            if backend == "native":
                 return self._native(X, masks, lengths)
+            if backend == "triton":
+                assert isinstance(X, PairBatch)
+                return self._on_triton(X)
             return self._plain(X, masks, lengths)
 
-    def _is_native(self) -> bool:
+    def _backend(self, X: tuple[Tensor, Tensor] | PairBatch) -> str:
+        """Which backend serves such a call."""
         name = requested(self.backend)
-        if name == "reference":
-            return False
-        reasons = native.unsupported(self.table)
-        if name == "triton":
-            reasons = ["there is no Triton kernel for frozen models yet"]
-        if name is not None and reasons:
-            raise BackendUnavailable(f"backend {name!r} can't serve this model: {'; '.join(reasons)}")
-        return not reasons
+        for candidate in ("triton", "native") if name is None else (name,):
+            if candidate == "triton":
+                reasons = triton.unsupported(self.table, _most_tokens(X)) or self._not_finite()
+            else:
+                reasons = native.unsupported(self.table) if candidate == "native" else []
+            if not reasons:
+                return candidate
+            if name is not None:
+                raise BackendUnavailable(f"backend {name!r} can't serve this call: {'; '.join(reasons)}")
+        return "reference"
+
+    def _on_triton(self, X: PairBatch) -> Tensor:
+        for name, ids in (("premises", X.ids_a), ("hypotheses", X.ids_b)):
+            check_ids(name, ids, self.table.shape[0], ndim=1)
+            self._check_device(name, ids)
+        found = triton.sums(
+            self.table,
+            (X.ids_a.contiguous(), X.ids_b.contiguous()),
+            (X.offsets_a.contiguous(), X.offsets_b.contiguous()),
+            self.compare_weight,
+            self.compare_bias,
+            _most_tokens(X) or 0,
+        )
+        return self._classified(found)
+
+    def _check_device(self, name: str, t: Tensor) -> None:
+        if t.device != self.table.device:
+            raise ValueError(f"{name} must be on {self.table.device}, like the model, not on {t.device}")
 
     def _native(self, X: tuple[Tensor, Tensor] | PairBatch, masks: Pair | None, lengths: Pair | None) -> Tensor:
         words = self.table.shape[0]
@@ -130,8 +163,8 @@ class FrozenDecomposableAttention(nn.Module):
             ids_a, ids_b, given = padded_pair(X, masks, lengths, self.padding_idx, words, values=False)
             extent_a, extent_b = _extent("a", ids_a, given), _extent("b", ids_b, given)
         for name, t in zip(_INPUTS, (ids_a, ids_b, extent_a, extent_b), strict=True):
-            if t is not None and t.device != self.table.device:
-                raise ValueError(f"{name} must be on {self.table.device}, like the model, not on {t.device}")
+            if t is not None:
+                self._check_device(name, t)
         found, status = native.scores(
             self.table,
             ids_a.contiguous(),
@@ -144,22 +177,36 @@ class FrozenDecomposableAttention(nn.Module):
         if status == native.BAD_IDS:
             check_ids("premises", ids_a, words, ndim=ids_a.ndim)
             check_ids("hypotheses", ids_b, words, ndim=ids_b.ndim)
-        if status == native.BAD_EXTENTS:
-            raise ValueError(
-                "lengths must lie between 0 and the width of the ids; offsets must start at 0, never fall and end at "
-                f"the number of ids: {tuple(ids_a.shape)} and {tuple(ids_b.shape)}"
-            )
-        assert status == native.FINE
+        check_extents(status, ids_a, ids_b)
         return found
 
     def _layers(self) -> list[Tensor]:
-        """The weights packed for the kernel, anew where a buffer has changed since."""
-        state = [(id(t), 0 if t.is_inference() else t._version) for t in self._buffers.values() if t is not None]
-        if self._packed[0] != state:
+        """The weights packed for the C++ kernel."""
+
+        def pack() -> list[Tensor]:
             _check_shapes("the model", dict(self.named_buffers()))
-            made = [native.pack(getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")) for name in LAYERS]
-            self._packed = state, made
-        return self._packed[1]
+            return [native.pack(getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")) for name in LAYERS]
+
+        packed: list[Tensor] = self._derived(pack)
+        return packed
+
+    def _not_finite(self) -> list[str]:
+        """What keeps the Triton kernel, in which pairs share products, from these numbers; a GPU is waited for."""
+
+        def look() -> list[str]:
+            _check_shapes("the model", dict(self.named_buffers()))
+            bad = [name for name, t in self.named_buffers() if not t.isfinite().all()]
+            return [f"{name} holds numbers that are not finite" for name in bad]
+
+        reasons: list[str] = self._derived(look)
+        return reasons
+
+    def _derived(self, derive: Callable[[], Any]) -> Any:
+        """What a backend derives from the buffers, anew where one has changed since."""
+        state = [derive.__qualname__, *((id(t), 0 if t.is_inference() else t._version) for t in self.buffers())]
+        if self._kept[0] != state:
+            self._kept = state, derive()
+        return self._kept[1]
 
     def _plain(self, X: tuple[Tensor, Tensor] | PairBatch, masks: Pair | None, lengths: Pair | None) -> Tensor:
         if isinstance(X, PairBatch):
@@ -175,7 +222,11 @@ class FrozenDecomposableAttention(nn.Module):
             plain.keep(self._linear("compare", torch.relu(hidden)), mask).sum(1, dtype=torch.float32)
             for hidden, mask in ((own_a + p @ other_b, mask_a), (own_b + q.mT @ other_a, mask_b))
         ]
-        hidden = self._linear("first", torch.cat(sums, -1).to(self.table.dtype))
+        return self._classified(torch.cat(sums, -1))
+
+    def _classified(self, sums: Tensor) -> Tensor:
+        """The scores of the sums V_a and V_b side by side."""
+        hidden = self._linear("first", sums.to(self.table.dtype))
         output = F.linear(self._linear("second", hidden), self.output_weight)
         return output.float() + self.output_bias
 
@@ -218,16 +269,32 @@ class FrozenDecomposableAttention(nn.Module):
         made._set_up(state, int(padding_idx) if padding_idx else None, backend)
         return made
 
-    # The packed weights are this machine's copies: moving or casting the buffers leaves them behind, and so does
-    # pickling.
+    # What is derived is this machine's: moving or casting the buffers leaves it behind, and so does pickling.
 
     def _apply(self, fn: Any, recurse: bool = True) -> FrozenDecomposableAttention:
-        self._packed = None, []
+        self._kept = None, None
         super()._apply(fn, recurse)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_packed": (None, [])}
+        return self.__dict__ | {"_kept": (None, None)}
+
+
+def _most_tokens(X: tuple[Tensor, Tensor] | PairBatch) -> int | None:
+    """Of the pair that has most, both sides together; None of padded pairs."""
+    if not isinstance(X, PairBatch):
+        return None
+    return int((X.lengths_a + X.lengths_b).max()) if len(X) else 0
+
+
+def check_extents(status: int, ids_a: Tensor, ids_b: Tensor) -> None:
+    """Raise what the kernel has found in lengths or offsets."""
+    if status == native.BAD_EXTENTS:
+        raise ValueError(
+            "lengths must lie between 0 and the width of the ids; offsets must start at 0, never fall and end at "
+            f"the number of ids: {tuple(ids_a.shape)} and {tuple(ids_b.shape)}"
+        )
+    assert status == native.FINE
 
 
 def _extent(side: str, ids: Tensor, given: Mapping[str, Tensor | None]) -> Tensor | None:
@@ -238,25 +305,35 @@ def _extent(side: str, ids: Tensor, given: Mapping[str, Tensor | None]) -> Tenso
     return None if extent is None else extent.contiguous()
 
 
-def _table(model: DecomposableAttention, dtype: torch.dtype) -> Tensor:
-    """F, G_a and G_b side by side, computed in float32, or in float64 where the model is."""
+def later_layers(model: DecomposableAttention) -> list[nn.Linear]:
+    """What a pair passes after the table, as LAYERS names it."""
+    g, h = list(model.compare.g), list(model.aggregate.h)
+    layers: list[Any] = [g[4], h[1], h[5], model.aggregate.linear]
+    return layers
+
+
+def word_table(x: Tensor, f: FeedForward, first: nn.Linear) -> Tensor:
+    """F, G_a and G_b side by side, (words, 3 num_hiddens), of words' vectors; first: the first layer of g."""
+    h, width = first.weight.shape[0], x.shape[1]
+    table = x.new_empty(x.shape[0], 3 * h)
+    table[:, :h] = f(x)
+    halves = first.weight.reshape(h, 2, width).transpose(0, 1).reshape(2 * h, width)
+    bias = torch.cat([first.bias, torch.zeros_like(first.bias)])
+    torch.addmm(bias, x, halves.T, out=table[:, h:])
+    return table
+
+
+def _vocabulary_table(model: DecomposableAttention, dtype: torch.dtype) -> Tensor:
+    """All words' rows, computed in float32, or in float64 where the model is."""
     vectors = model.embedding.weight
     if model.projection is not None:
         vectors = F.linear(vectors, model.projection.weight)
     wide = torch.float64 if vectors.dtype == torch.float64 else torch.float32
-    f: list[Any] = list(model.attend.f)
-    g: Any = model.compare.g[1]
-    layers = [(f[1].weight.to(wide), f[1].bias.to(wide)), (f[4].weight.to(wide), f[4].bias.to(wide))]
-    own, other = g.weight.to(wide).chunk(2, 1)
-    bias = g.bias.to(wide)
-    h = bias.shape[0]
-    table = vectors.new_empty(vectors.shape[0], 3 * h, dtype=dtype)
+    first: Any = model.compare.g[1]
+    f, first = (copy.deepcopy(layer).to(wide).eval() for layer in (model.attend.f, first))
+    table = vectors.new_empty(vectors.shape[0], 3 * first.weight.shape[0], dtype=dtype)
     for rows, out in zip(vectors.split(CHUNK), table.split(CHUNK), strict=True):
-        x = rows.to(wide)
-        hidden = torch.relu(F.linear(x, *layers[0]))
-        out[:, :h] = torch.relu(F.linear(hidden, *layers[1]))
-        out[:, h : 2 * h] = F.linear(x, own, bias)
-        out[:, 2 * h :] = F.linear(x, other)
+        out.copy_(word_table(rows.to(wide), f, first))
     return table
 
 

@@ -57,7 +57,7 @@ class FeedForward(nn.Sequential):
     def is_unchanged(self) -> bool:
         """Whether the layers are still those that `mlp` made, without hooks."""
         kinds = (Dropout, nn.Linear, nn.ReLU, nn.Flatten)[: len(self) // 2]
-        return [type(layer) for layer in self] == [*kinds, *kinds] and not any(_hooked(layer) for layer in self)
+        return [type(layer) for layer in self] == [*kinds, *kinds] and not any(is_hooked(layer) for layer in self)
 
     def _fused(self, input: Tensor, other: Tensor | None) -> float | None:
         """The dropout's rate, 0 where it is off, if the layers can run as one; else None."""
@@ -102,7 +102,7 @@ def _needs_grad(tensors: tuple[Tensor | None, ...]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _hooked(layer: nn.Module) -> bool:
+def is_hooked(layer: nn.Module) -> bool:
     return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
 
 

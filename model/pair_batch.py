@@ -20,7 +20,7 @@ class PairBatch:
     """Pairs of sentences as packed token ids: what `DecomposableAttention` takes beside padded tensors.
 
     Sentence p of side a is ids_a[offsets_a[p] : offsets_a[p + 1]], as in `coalign.soft_align_packed`. Every id is a
-    token, <pad> too. `from_lists` and `from_padded` build one.
+    token, <pad> too. `from_lists`, `from_lengths` and `from_padded` build one.
 
     Args:
         ids_a: (total_a,), ids_b: (total_b,): token ids of premises and hypotheses, int32 or int64.
@@ -68,6 +68,15 @@ class PairBatch:
             raise ValueError(f"there are {len(premises)} premises, but {len(hypotheses)} hypotheses")
         ids_a, lengths_a = _joined("premises", premises)
         ids_b, lengths_b = _joined("hypotheses", hypotheses)
+        return cls.from_lengths(ids_a, ids_b, lengths_a, lengths_b)
+
+    @classmethod
+    def from_lengths(cls, ids_a: Tensor, ids_b: Tensor, lengths_a: Tensor, lengths_b: Tensor) -> PairBatch:
+        """From each side's ids, (total,) on the host, and how many each sentence has, (pairs,) int32.
+
+        Raises:
+            TypeError, ValueError: as the class.
+        """
         return cls(ids_a, ids_b, _offsets(lengths_a), _offsets(lengths_b), lengths_a, lengths_b)
 
     @classmethod
@@ -98,6 +107,14 @@ class PairBatch:
         offsets_a, offsets_b = (_offsets(t).to(ids_a.device) for t in (counts_a, counts_b))
         return cls(ids_a, ids_b, offsets_a, offsets_b, counts_a, counts_b)
 
+    @staticmethod
+    def unchecked(**values: Tensor | int) -> PairBatch:
+        """From all fields by name, for those who know that they fit: nothing is looked at, no GPU is waited for."""
+        made = object.__new__(PairBatch)
+        for own in fields(PairBatch):
+            object.__setattr__(made, own.name, values[own.name])
+        return made
+
     def __len__(self) -> int:
         """How many pairs."""
         return self.offsets_a.shape[0] - 1
@@ -123,10 +140,7 @@ class PairBatch:
         return premises, hypotheses
 
     def _with(self, changes: dict[str, Tensor]) -> PairBatch:
-        other = object.__new__(PairBatch)
-        for own in fields(self):
-            object.__setattr__(other, own.name, changes.get(own.name, getattr(self, own.name)))
-        return other
+        return PairBatch.unchecked(**{own.name: changes.get(own.name, getattr(self, own.name)) for own in fields(self)})
 
 
 def _checked_lengths(letter: str, batch: PairBatch, given: Tensor | None) -> Tensor:

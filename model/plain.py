@@ -27,6 +27,15 @@ def weights(f: nn.Module, A: Tensor, B: Tensor, mask_a: Tensor | None, mask_b: T
     return _softmax(e, -1), _softmax(e, -2)
 
 
+def intra_attend(f: nn.Module, A: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+    """(batch, m, d): each word's own sentence aligned to it. bias: broadcastable to (batch, m, m)."""
+    A = keep(A, mask)
+    e = f(A) @ f(A).mT + bias
+    if mask is not None:
+        e = e.masked_fill(~(mask.unsqueeze(-1) & mask.unsqueeze(-2)), -torch.inf)
+    return _softmax(e, -1) @ A
+
+
 def compare(
     g: nn.Module,
     A: Tensor,

@@ -1,4 +1,4 @@
-"""Sums over the tokens of each sentence of a packed batch."""
+"""The tokens of a packed batch and their sentences: which they belong to, sums over them, places when padded."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ def sentence_of_token(offsets: Tensor, total: int) -> Tensor:
     """(total,) int64: which sentence each token belongs to. offsets: (sentences + 1,), up to total."""
     sentences = torch.arange(offsets.shape[0] - 1, device=offsets.device)
     return torch.repeat_interleave(sentences, offsets.diff(), output_size=total)
+
+
+def padded_places(offsets: Tensor, total: int, longest: int) -> Tensor:
+    """(total,) int64: each token's row among all rows of the sentences padded to `longest`."""
+    sentence = sentence_of_token(offsets, total)
+    return torch.arange(total, device=offsets.device) - offsets[sentence] + sentence * longest
 
 
 def segment_sum(x: Tensor, offsets: Tensor) -> Tensor:
@@ -37,8 +43,9 @@ class _SegmentSum(torch.autograd.Function):
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             summed = wide.new_zeros(offsets.shape[0] - 1, x.shape[1]).index_add_(0, sentence, wide)
         else:
-            summed = torch.segment_reduce(wide, "sum", offsets=offsets, axis=0)
-        return summed.to(x.dtype)
+            summed = torch.segment_reduce(wide, "sum", offsets=offsets, axis=0, unsafe=True)  # a GPU need not wait
+        # PyTorch 2.11's compiler loses the gradient of a Function whose result went through a `to` that does nothing
+        return summed if summed.dtype == x.dtype else summed.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

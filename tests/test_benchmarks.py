@@ -1,15 +1,16 @@
 """The benchmarks measure what they say, refuse wrong contenders, and the README shows what they found."""
 
+import io
 import os
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from benchmarks import (
     cases,
-    clock,
     contenders,
     measure,
     plots,
@@ -118,24 +119,22 @@ def test_a_slower_kernel_is_flagged_and_a_slower_machine_is_not():
 
 
 def test_a_kernel_that_is_really_slowed_is_flagged(tmp_path):
-    """Measured, not made up: the same call once and four times over."""
+    """Measured, in turns, not made up: the same call once and eight times over."""
     case = cases.Case("slowed", 16, 24, 20, h=64, d=32)
     inputs = [cases.make(case)]
     align = contenders.contenders(case, inputs[0])
 
     def measured(times):
         calls = {
-            "coalign": lambda: [align["coalign"](*inputs[0].padded) for _ in range(times)],
-            "eager": lambda: align["eager"](*inputs[0].padded),
+            "coalign": [lambda: [align["coalign"](*inputs[0].padded) for _ in range(times)]],
+            "eager": [lambda: align["eager"](*inputs[0].padded)],
         }
         return [
-            line(name, 1.0, "slowed", samples=[clock.seconds("cpu", call, 20) for _ in range(15)])
-            | {"p50": clock.seconds("cpu", call, 100)}
-            for name, call in calls.items()
+            line(timing.contender, timing.quantile(0.5), "slowed", samples=list(timing.samples))
+            for timing in measure.take_turns(calls, 15)
         ]
 
-    measured(1)  # warm
-    (change,) = significance.changes(measured(1), measured(4))
+    (change,) = significance.changes(measured(1), measured(8))
     assert change.verdict == "SLOWER"
 
 
@@ -202,6 +201,22 @@ def test_predictions_are_stored_once(tmp_path, monkeypatch):
         predict.store()
 
 
+def test_a_gpus_results_stand_beside_their_predictions():
+    gpu = {"kind": "cuda", "architecture": "sm_90", "device": "a GPU", "graph": True}
+    foreseen = predict.stored("sm_90")["SNLI packed bfloat16, 8192 pairs", "forward"]
+    case = {"case": "SNLI packed bfloat16, 8192 pairs", **gpu}
+    lines = [line("coalign", 2 * foreseen["graph"], **case), line("eager", 1.0, **case)]
+    console = Console(width=250, record=True, file=io.StringIO())
+    console.print(report.predicted(lines))
+    text = console.export_text()
+    assert foreseen["kernels"][0]["name"] in text
+    assert "forward, graph" in text
+    assert " 2.00 " in text
+    assert report.scaling(lines) is None
+    assert report.predicted([line("coalign", 1.0), line("eager", 1.0)]) is None
+    assert report.scaling([line("coalign", 1.0, case="16 pairs")]).row_count == 1
+
+
 def test_a_prediction_is_above_the_floor():
     pytest.importorskip("triton")
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -225,26 +240,29 @@ def test_the_tuner_keeps_what_is_fastest_and_stops_in_time(monkeypatch):
 
 def test_every_candidate_has_a_case_that_uses_it():
     choices = pytest.importorskip("coalign.kernels.triton.choices")
-    for key, values in tune.candidates().items():
-        case = tune.case_of(key)
-        kernel, direction, kind, _ = key.split()
+
+    def chosen(key):
+        kernel, direction, kind, size = key.split()
+        if kernel == "frozen":
+            found = choices.frozen(int(size), 200, kind)
+            return found, [found.num_warps, found.blocks["BLOCK_H"]]
+        case, backward = tune.case_of(key), direction == "backward"
         assert choices.arithmetic(case.dtype, case.tf32) == kind
-        backward = direction == "backward"
         if kernel == "tile":
-            plan = choices.tile(case.m, True, case.h, case.d, kind, backward)
+            found = choices.tile(case.m, True, case.h, case.d, kind, backward)
         else:
-            plan = choices.stream(case.h, case.d, kind, 1 << 20, backward)
+            found = choices.stream(case.h, case.d, kind, 1 << 20, backward)
+        return found, [found.num_warps, found.num_stages]
+
+    for key, values in tune.candidates().items():
+        plan, own = chosen(key)
         choices.trial[key] = values[0]
         try:
-            tried = (
-                choices.tile(case.m, True, case.h, case.d, kind, backward)
-                if kernel == "tile"
-                else choices.stream(case.h, case.d, kind, 1 << 20, backward)
-            )
+            tried, found = chosen(key)
         finally:
             choices.trial.clear()
-        assert (tried.num_warps, tried.num_stages) == tuple(values[0][-2:])
-        assert plan != tried or [plan.num_warps, plan.num_stages] == values[0][-2:]
+        assert found == values[0][-2:]
+        assert plan != tried or own == found
 
 
 def stored():

@@ -142,6 +142,13 @@ def in_fresh_process(code: str) -> str:
     return ran.stdout
 
 
+def test_the_cpu_does_not_import_triton():
+    out = in_fresh_process(
+        "import sys, torch, coalign; coalign.soft_align(*torch.randn(4, 2, 5, 3)); print('triton' in sys.modules)"
+    )
+    assert out.strip() == "False"
+
+
 def test_works_without_triton():
     """Nothing imports Triton, and the next backend serves, where it is not installed."""
     out = in_fresh_process(
@@ -171,6 +178,34 @@ def test_works_without_triton():
     assert "triton     no: Triton is not installed" in out
     assert "native     serves" in out
     assert "unavailable: backend 'triton' can't serve this call" in out
+
+
+def test_a_broken_triton_is_a_reason_not_an_error(tmp_path):
+    (tmp_path / "triton.py").write_text("raise OSError('libLLVM is missing')")
+    out = in_fresh_process(
+        f"""
+        import os, sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        os.environ["TRITON_INTERPRET"] = "1"
+        import torch, coalign
+        f_a, f_b, a, b = torch.randn(4, 2, 5, 3)
+        coalign.soft_align(f_a, f_b, a, b)
+        print(coalign.explain(f_a, f_b, a, b))
+        """
+    )
+    assert "triton     no: Triton is installed but can't be imported: OSError: libLLVM is missing" in out
+    assert "native     serves" in out
+
+
+def test_triton_without_a_c_compiler_is_passed_over(monkeypatch):
+    triton = pytest.importorskip("triton", reason="Triton is not installed") and dispatch.backend("triton")
+    trouble = triton._trouble.__wrapped__
+    assert trouble() is None
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(triton.shutil, "which", lambda name: None)
+    assert "no C compiler" in trouble(compiles=True)
+    monkeypatch.setenv("CC", "/opt/cc")
+    assert trouble(compiles=True) is None
 
 
 def test_import_is_light():

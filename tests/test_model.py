@@ -1,4 +1,4 @@
-"""The model against d2l's, restated here in a few lines that share nothing with it."""
+"""The model against d2l's, restated in the benchmarks in a few lines that share nothing with it."""
 
 import copy
 import io
@@ -8,45 +8,17 @@ import torch
 from torch import nn
 
 import coalign
+from benchmarks.model_cases import Book
 from coalign import Aggregate, Attend, Compare, DecomposableAttention
 
 VOCAB, EMBED, HIDDEN, PAD = 50, 12, 16, 1
 ROUTES = (None, "reference")  # the fast path, and the plain one
 
 
-def book_mlp(inputs, hiddens, flatten):
-    layers = []
-    for width in (inputs, hiddens):
-        layers += [nn.Dropout(0.2), nn.Linear(width, hiddens), nn.ReLU()] + [nn.Flatten(1)] * flatten
-    return nn.Sequential(*layers)
-
-
-class BookModel(nn.Module):
-    """The book's model: no masks anywhere."""
-
-    def __init__(self, vocab=VOCAB, embed=EMBED, hidden=HIDDEN):
-        super().__init__()
-        self.embedding = nn.Embedding(vocab, embed)
-        self.attend, self.compare, self.aggregate = nn.Module(), nn.Module(), nn.Module()
-        self.attend.f = book_mlp(embed, hidden, False)
-        self.compare.g = book_mlp(2 * embed, hidden, False)
-        self.aggregate.h = book_mlp(2 * hidden, hidden, True)
-        self.aggregate.linear = nn.Linear(hidden, 3)
-
-    def forward(self, X):
-        A, B = (self.embedding(ids) for ids in X)
-        e = torch.bmm(self.attend.f(A), self.attend.f(B).permute(0, 2, 1))
-        beta = torch.bmm(torch.softmax(e, dim=-1), B)
-        alpha = torch.bmm(torch.softmax(e.permute(0, 2, 1), dim=-1), A)
-        V_A = self.compare.g(torch.cat([A, beta], dim=2)).sum(dim=1)
-        V_B = self.compare.g(torch.cat([B, alpha], dim=2)).sum(dim=1)
-        return self.aggregate.linear(self.aggregate.h(torch.cat([V_A, V_B], dim=1)))
-
-
 @pytest.fixture
 def book():
     torch.manual_seed(0)
-    return BookModel().eval()
+    return Book(VOCAB, EMBED, HIDDEN).eval()
 
 
 def ours(book, route=None, padding_idx=None):
@@ -113,6 +85,29 @@ def test_masked_model_sees_no_padding(book, route, padding_idx, given):
     assert_close(scores_and_gradients(ours(book, route, padding_idx), lambda model: model(X, **given)), expected)
 
 
+def test_padding_is_taken_out_unless_someone_looks_inside(book, monkeypatch):
+    """Packed, padding costs nothing; a hook on a layer is shown the padded form that the book describes."""
+    seen = []
+    forward = Compare.forward
+
+    def noted(self, A, *rest, **given):
+        seen.append(A.ndim)
+        return forward(self, A, *rest, **given)
+
+    monkeypatch.setattr(Compare, "forward", noted)
+    model = ours(book, padding_idx=PAD)
+    packed = scores_and_gradients(model, lambda model: model(X))
+    shapes = []
+    hook = model.attend.register_forward_hook(lambda layer, arguments, result: shapes.append(result[0].shape))
+    padded = scores_and_gradients(model, lambda model: model(X))
+    hook.remove()
+    assert shapes == [(4, 7, EMBED)]
+    assert seen == [2, 3]
+    assert_close(packed, padded)
+    ours(book)(X)
+    assert seen[2:] == [3]  # nothing is masked, so there is nothing to take out
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_padding_changes_an_unmasked_model(book, route):
     """The masks above do something: without them the numbers differ."""
@@ -163,7 +158,7 @@ def test_parts_alone_take_d2ls_arguments():
 def test_d2ls_constructor_and_size():
     model = DecomposableAttention(range(9), 100, 200)
     assert sum(p.numel() for name, p in model.named_parameters() if not name.startswith("embedding")) == 261_803
-    assert [*model.state_dict()] == [*BookModel(9, 100, 200).state_dict()]
+    assert [*model.state_dict()] == [*Book(9, 100, 200).state_dict()]
 
 
 @pytest.mark.parametrize("classes", [1, 2, 5])

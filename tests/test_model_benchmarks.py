@@ -1,18 +1,19 @@
 """The benchmarks of the whole model: the same pairs for everyone, wrong contenders refused, tables from records."""
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import measure, model_cases, whole_model
+from benchmarks import measure, model_cases, results, whole_model
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(model_cases, "CASES", {"inference": 6, "one pair": 1, "training step": 6})
-    monkeypatch.setattr(whole_model, "CASES", model_cases.CASES)
+    few = [case._replace(pairs=min(case.pairs, 6)) for case in model_cases.CASES["cpu"]]
+    monkeypatch.setitem(model_cases.CASES, "cpu", few)
     monkeypatch.setattr(model_cases, "VOCABULARY", 50)
     monkeypatch.setattr(whole_model, "Book", lambda: model_cases.Book(50, 8, 12))
 
@@ -34,15 +35,16 @@ def test_a_batch_has_the_same_pairs_in_every_form(small):
         assert ids.max() < 50
 
 
-@pytest.mark.parametrize("case", model_cases.CASES)
-def test_contenders_are_timed_and_tabled(small, case):
+@pytest.mark.parametrize("name", [case.name for case in model_cases.CASES["cpu"]])
+def test_contenders_are_timed_and_tabled(small, name):
     rounds = []
+    case = next(case for case in model_cases.CASES["cpu"] if case.name == name)
     lines = whole_model.run(case, 2, torch.get_num_threads(), lambda: rounds.append(1), compiled=False)
     assert len(rounds) == 2
     names = [line["contender"] for line in lines]
     assert names[0] == model_cases.BASELINE
     assert len(names) >= 4
-    targets = {name for of, name in model_cases.TARGETS if of == case}
+    targets = {contender for of, contender in model_cases.TARGETS["cpu"] if of == name}
     assert targets <= set(names)
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(whole_model.table(lines))
@@ -51,10 +53,21 @@ def test_contenders_are_timed_and_tabled(small, case):
     assert text.count("met") + text.count("missed") == len(targets)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("graph", [False, True], ids=["calls", "graph"])
+@pytest.mark.parametrize("case", [model_cases.ModelCase("few", 6), model_cases.ModelCase("step", 6, trains=True)])
+def test_contenders_on_a_gpu(small, case, graph):
+    lines = whole_model.run(case, 2, 1, compiled=False, device="cuda", graph=graph)
+    own = {line["contender"]: line for line in lines if not line["peer"] and "autocast" not in line["contender"]}
+    assert not [name for name, line in own.items() if "absent" in line]
+    text = whole_model.markdown(lines)
+    assert all(name in text for name in own)
+
+
 def test_a_wrong_contender_is_refused(small):
     torch.manual_seed(0)
     book, batch = model_cases.Book(50, 8, 12).eval(), model_cases.make_batch(6, seed=0)
-    found = model_cases.contenders("inference", book, compiled=False)
+    found = model_cases.contenders(model_cases.CASES["cpu"][0], book, compiled=False)
     whole_model.check(found, book, batch)
     with torch.no_grad():
         found["frozen"].model.output_bias.add_(1)
@@ -63,6 +76,12 @@ def test_a_wrong_contender_is_refused(small):
 
 
 def test_the_profile_names_the_kernels(small):
-    text = whole_model.profile(torch.get_num_threads(), steps=1)
+    text = whole_model.profile(torch.get_num_threads(), steps=1, operators=None)
     assert "coalign_native::mlp" in text
     assert "coalign_native::forward" in text
+
+
+@pytest.mark.parametrize("path", sorted(results.FOLDER.glob("*/model.jsonl")), ids=lambda path: path.parent.name)
+def test_readme_shows_the_stored_results(path):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert whole_model.markdown(results.read(path)) in readme

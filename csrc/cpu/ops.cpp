@@ -6,12 +6,10 @@
 
 #include "call.h"
 #include "pages.h"
+#include "tensors.h"
 
 namespace coalign {
 namespace {
-
-using torch::headeronly::ScalarType;
-using Maybe = std::optional<Tensor>;
 
 // Rows of adjacent numbers, as far apart as may be.
 Tensor rows_of(const Tensor& t) {
@@ -40,26 +38,16 @@ struct Call {
 };
 
 // An uninitialised contiguous tensor with the leading dimensions of `like`, `width` wide (0: without that dimension),
-// in its dtype or for sums. Straight from the allocator: the operators of the same purpose cost several times as much.
+// in its dtype or for sums.
 Tensor empty(const Tensor& like, int64_t width, bool sums = false) {
   std::vector<int64_t> shape(like.sizes().begin(), like.sizes().end() - 1);
   if (width > 0) shape.push_back(width);
-  std::vector<int64_t> strides(shape.size(), 1);
-  for (std::size_t i = shape.size() - 1; i > 0; --i) strides[i - 1] = strides[i] * shape[i];
   int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   if (sums && like.scalar_type() != ScalarType::Double) dtype = aoti_torch_dtype_float32();
-  AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &made));
-  const Tensor t(made);
+  const Tensor t = uninitialised(shape.data(), shape.size(), dtype);
   want_large_pages(t.data_ptr(), t.numel() * like.element_size());
   return t;
-}
-
-template <class S>
-S* data(const Tensor& t) {
-  return static_cast<S*>(t.data_ptr());
 }
 
 // f(S{}, B{}) for the types in which memory holds the operands and the bias.

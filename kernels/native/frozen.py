@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import build
 
+NAME = "native"
 FINE, BAD_EXTENTS, BAD_IDS = 0, 1, 2  # frozen.cpp's
 
 

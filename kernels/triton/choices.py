@@ -22,6 +22,9 @@ TILE_FORWARD_MAX = 128  # longest side that one program holds, forward
 TILE_BACKWARD_MAX = 64  # and backward: a 128 x 128 tile spills in every form
 
 
+FROZEN_WIDTH = 256  # a frozen model's widest hidden layer: a tile's outputs stay in registers
+
+
 class Choice(NamedTuple):
     """Warps and pipeline stages of a kernel, and its BLOCK_ constants."""
 
@@ -127,6 +130,32 @@ def stream(h: int, d: int, kind: Arithmetic, shared: int, backward: bool, archit
 def delta(d: int) -> Choice:
     """For the row sums before the stream kernels' backward pass."""
     return Choice(num_warps=4, num_stages=1, blocks={"BLOCK_R": 32, "BLOCK_D": _block(d, 128)})
+
+
+# tile, in tokens of both sides -> warps, BLOCK_H at most, kilobytes of shared memory at the widest hidden layer
+_FROZEN: dict[Arithmetic, dict[int, tuple[int, int, int]]] = {
+    "half": {64: (8, 32, 54), 128: (8, 16, 72)},
+    "tf32": {64: (8, 16, 72), 128: (8, 16, 144)},
+    "ieee": {64: (8, 16, 72), 128: (16, 16, 144)},
+}
+
+
+def frozen_tiles(kind: Arithmetic, shared: int) -> list[int]:
+    """The tiles of a frozen model that fit a GPU, smallest first; the largest bounds a pair's tokens."""
+    return [rows for rows, (_, _, kilobytes) in _FROZEN[kind].items() if kilobytes * 1024 <= shared]
+
+
+def frozen(rows: int, h: int, kind: Arithmetic, architecture: str = "") -> Choice:
+    """For a frozen model's tiles of so many tokens, h wide."""
+    *default, _ = _FROZEN[kind][rows]
+    warps, block = _chosen(key("frozen", False, kind, rows), architecture, default)
+    blocks = {"TILE": rows, "GROUP": 8, "BLOCK_H": _block(h, block), "WIDTH": max(16, _power_of_two(h))}
+    return Choice(num_warps=warps, num_stages=2, blocks=blocks)
+
+
+def frozen_owned(pairs: int) -> int:
+    """How many pairs a program takes: several, once there are programs enough for a large GPU's multiprocessors."""
+    return min(16, max(1, pairs // 256))
 
 
 def _power_of_two(n: int) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..problem import Alignment, AlignmentGrads, OperandGrads, Side
 from . import choices
+from .frozen_tile import frozen_sums
 from .stream import stream_forward
 from .stream_backward import stream_backward, stream_delta
 from .tile import tile_forward
@@ -132,6 +133,47 @@ def plan_backward(
     return [delta, sweep], found
 
 
+def plan_frozen(
+    table: Tensor,
+    ids: tuple[Tensor, Tensor],
+    offsets: tuple[Tensor, Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    most: int,
+    target: Target,
+) -> tuple[list[Launch], Tensor]:
+    """The launches that fill the sums (pairs, 2 h) of a frozen model's packed pairs, and the sums.
+
+    most: tokens of the pair that has most, both sides together, at most the largest of choices.frozen_tiles.
+    """
+    h, pairs = weight.shape[0], offsets[0].shape[0] - 1
+    kind = choices.arithmetic(table.dtype, target.tf32)
+    sums = bias.new_empty(pairs, 2 * h)
+    arguments = {
+        "p_table": table,
+        "p_ids_a": ids[0],
+        "p_ids_b": ids[1],
+        "p_offsets_a": offsets[0],
+        "p_offsets_b": offsets[1],
+        "p_weight": weight,
+        "p_bias": bias,
+        "p_sums": sums,
+        "pairs": pairs,
+        "words": table.shape[0],
+    }
+    constants = {"H": h, **_arithmetic(table, target)}
+    launches: list[Launch] = []
+    shorter = 0
+    for tile in choices.frozen_tiles(kind, target.shared):
+        if most > shorter or shorter == 0:
+            owned = choices.frozen_owned(pairs)
+            choice = choices.frozen(tile, h, kind, target.architecture)
+            with_own = arguments | {"owned": owned}, constants | {"SHORTER": shorter}
+            launches.append(Launch(frozen_sums, (triton.cdiv(pairs, owned),), *with_own, choice))
+        shorter = tile
+    return launches, sums
+
+
 def _operands(
     a: Side, b: Side, bias: Tensor | None, scale: float, target: Target
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -146,8 +188,7 @@ def _operands(
         "KIND_A": a.kind,
         "KIND_B": b.kind,
         "HAS_BIAS": bias is not None,
-        "PRECISION": "tf32" if target.tf32 else "ieee",
-        "UPCAST": bool(triton.knobs.runtime.interpret) and a.f.dtype == torch.bfloat16,
+        **_arithmetic(a.f, target),
     }
     for name, t in (("fa", a.f), ("fb", b.f), ("a", a.x), ("b", b.x)):
         t = t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
@@ -168,6 +209,12 @@ def _operands(
     names = ("s_bias_outer", "s_bias_inner", "s_bias_m", "s_bias_n")
     arguments |= dict(zip(names, bias_strides, strict=True))
     return arguments, constants
+
+
+def _arithmetic(t: Tensor, target: Target) -> dict[str, Any]:
+    """What blocks.dot must know to multiply such numbers."""
+    upcast = bool(triton.knobs.runtime.interpret) and t.dtype == torch.bfloat16
+    return {"PRECISION": "tf32" if target.tf32 else "ieee", "UPCAST": upcast}
 
 
 def _pair_strides(t: Tensor, packed: bool) -> tuple[int, int]:

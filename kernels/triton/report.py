@@ -20,13 +20,14 @@ from triton.compiler import ASTSource
 
 from ..problem import Alignment, AlignmentGrads, Side
 from . import choices
-from .launch import Launch, Target, plan_backward, plan_forward
+from .launch import Launch, Target, plan_backward, plan_forward, plan_frozen
 
 _POINTERS = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.int32: "*i32",
+    torch.int64: "*i64",
     torch.bool: "*i1",
 }
 
@@ -63,7 +64,8 @@ class Case(NamedTuple):
     @property
     def at_d2l_size(self) -> bool:
         """A tile kernel for at most 64 tokens: what the d2l model runs, and what must not spill."""
-        return self.launch.choice.blocks.get("LARGEST", 128) <= 64
+        blocks = self.launch.choice.blocks
+        return blocks.get("LARGEST", blocks.get("TILE", 128)) <= 64
 
 
 class Compiled(NamedTuple):
@@ -116,20 +118,22 @@ def cases(architecture: Architecture) -> Iterator[Case]:
     for arithmetic in ("half", "tf32", "ieee"):
         for length in (16, 32, 64, 128):
             for extent in ("lengths", "full") if length > 16 else ("lengths",):
-                for launch in _launches(length, 200, 100, arithmetic, extent, architecture):
+                for launch in _of_lengths(length, 200, 100, arithmetic, extent, architecture):
                     if launch.kernel.__name__.startswith("tile"):
                         name = f"{launch.kernel.__name__} {'<=' if extent == 'lengths' else ''}{length}"
                         yield Case(name, arithmetic, launch)
         for h, d in ((64, 64), (128, 128), (200, 100), (256, 256)):
-            for launch in _launches(1024, h, d, arithmetic, "lengths", architecture):
+            for launch in _of_lengths(1024, h, d, arithmetic, "lengths", architecture):
                 if launch.kernel.__name__ != "stream_delta" or h == 200:
                     yield Case(f"{launch.kernel.__name__} {h}/{d}", arithmetic, launch)
+        for launch in _frozen(200, arithmetic, architecture):
+            yield Case(f"{launch.kernel.__name__} {launch.choice.blocks['TILE']}", arithmetic, launch)
 
 
-def _launches(
+def _of_lengths(
     length: int, h: int, d: int, arithmetic: choices.Arithmetic, extent: str, architecture: Architecture
 ) -> list[Launch]:
-    """The launches of a forward and a backward pass, planned without data."""
+    """The launches of a forward and a backward pass over pairs of these sizes."""
     dtype = torch.bfloat16 if arithmetic == "half" else torch.float32
 
     def side() -> Side:
@@ -137,12 +141,30 @@ def _launches(
         f, x = (torch.empty(8, length, width, dtype=dtype, device="meta") for width in (h, d))
         return Side(f, x, lengths, length)
 
-    a, b = side(), side()
+    forward, backward = plan(side(), side(), arithmetic, architecture)
+    return forward + backward
+
+
+def _frozen(h: int, arithmetic: choices.Arithmetic, architecture: Architecture) -> list[Launch]:
+    """The launches of a frozen model on pairs of all lengths."""
+
+    def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    dtype = torch.bfloat16 if arithmetic == "half" else torch.float32
+    ids, offsets = empty(4096, dtype=torch.int64), empty(257, dtype=torch.int32)
+    table, weight, bias = empty(1000, 3 * h, dtype=dtype), empty(h, h, dtype=dtype), empty(h, dtype=torch.float32)
+    target = Target(arithmetic == "tf32", architecture.shared, architecture.name)
+    return plan_frozen(table, (ids, ids), (offsets, offsets), weight, bias, 128, target)[0]
+
+
+def plan(a: Side, b: Side, arithmetic: str, architecture: Architecture) -> tuple[list[Launch], list[Launch]]:
+    """The launches of a forward and of a backward pass over sides that need no data."""
     target = Target(arithmetic == "tf32", architecture.shared, architecture.name)
     forward, found = plan_forward(a, b, None, 1.0, target)
     grads = AlignmentGrads(found.beta, found.alpha, None, None)
     backward, _ = plan_backward(a, b, None, 1.0, Alignment(*found), grads, False, target)
-    return forward + backward
+    return forward, backward
 
 
 def compile_case(case: Case, architecture: Architecture) -> Compiled:

@@ -30,7 +30,7 @@ class Checkpoint:
         settings, vocabulary, labels: as it was trained. model: its state dict.
         epoch, batch, step: where training stands: batches of an epoch done, and steps in all.
         sums: loss and right answers of the epoch so far. history: each epoch's numbers. best: the best accuracy.
-        optimizer: its state dict. generator: torch's, on the CPU. Both None in what is only kept for use.
+        optimizer: its state dict; None in what is only kept for use.
     """
 
     settings: Settings
@@ -44,7 +44,6 @@ class Checkpoint:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: float = -1.0
     optimizer: dict[str, Any] | None = None
-    generator: Tensor | None = None
 
     def build(self) -> DecomposableAttention:
         """The model, in evaluation mode."""
@@ -71,8 +70,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         **{name: getattr(checkpoint, name) for name in _PLAIN},
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-    if checkpoint.optimizer is not None and checkpoint.generator is not None:
-        tensors["generator"] = checkpoint.generator
+    if checkpoint.optimizer is not None:
         about["optimizer"] = _split_optimizer(checkpoint.optimizer, tensors)
     file = path.with_name(f"{path.stem}-{checkpoint.step}.safetensors")
     with replacing(file) as unfinished:
@@ -105,7 +103,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
             model,
             **{name: about[name] for name in _PLAIN},
             optimizer=_joined_optimizer(about["optimizer"], tensors) if "optimizer" in about else None,
-            generator=tensors.get("generator"),
         )
     except (ValueError, KeyError, TypeError, SafetensorError) as reason:
         if isinstance(reason, DataError):

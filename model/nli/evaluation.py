@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .packed_batches import LabelledPairs
+from .ranks import ALONE, Ranks
 
 LENGTH_BOUNDS = (10, 15, 20, 25, 30, 40)  # tokens of premise and hypothesis together
 
@@ -47,8 +48,11 @@ def evaluate(
     device: torch.device | str = "cpu",
     autocast: AbstractContextManager[object] | None = None,
     progress: Callable[[int], None] = lambda pairs: None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Run a model, in evaluation mode, over batches; afterwards it is in the mode it was in before.
+
+    ranks: where several processes evaluate, each on batches of its own, all get what was found in all of them.
 
     Raises:
         ValueError: there is no batch.
@@ -72,6 +76,8 @@ def evaluate(
         by_length[1] += torch.bincount(place[(predicted == labels).cpu()], minlength=by_length.shape[1])
         progress(len(pairs))
     model.train(was_training)
+    for counted in (confusion, by_length, loss):
+        ranks.total(counted)
     matrix = confusion.reshape(classes, classes).cpu()
     total = int(matrix.sum())
     if total == 0:

@@ -77,12 +77,16 @@ class PackedBatches:
 
     def epoch(self, number: int = 0, start: int = 0) -> Iterator[LabelledPairs]:
         """The batches of an epoch, from the start-th on. The same seed and number give the same batches."""
+        return map(self.batch, self.rows(number, start))
+
+    def rows(self, number: int = 0, start: int = 0) -> Iterator[Tensor]:
+        """The row numbers of an epoch's batches, (batch,) int64 each, from the start-th on."""
         order = self._order(number)
         first = range(0, len(order), self.batch_size)
         draw = np.random.default_rng((self.seed, number, 1))
         batches = draw.permutation(len(first)) if self.bucketed else np.arange(len(first))
         for batch in batches[start:].tolist():
-            yield self.batch(order[first[batch] : first[batch] + self.batch_size])
+            yield order[first[batch] : first[batch] + self.batch_size]
 
     def batch(self, rows: Tensor) -> LabelledPairs:
         """The pairs with these row numbers, (batch,) int64, in this order."""

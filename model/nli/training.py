@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from .atomic import replacing
 from .checkpoint import Checkpoint, save_checkpoint
 from .corpus import Corpus
 from .evaluation import evaluate
-from .packed_batches import LabelledPairs
+from .ranks import ALONE, Ranks
 from .settings import Settings
 from .vocabulary import Vocabulary
 
@@ -54,6 +55,9 @@ class Training:
             vocabulary are then its own. On the CPU the run ends with the bits of one that never stopped.
         device, backend: where, and on which backend of `coalign.soft_align`.
         tensorboard: whether to write TensorBoard's files too.
+        ranks: this process among those that train together, all of them with the same arguments but for the device.
+            Each takes its share of every batch; losses and gradients are those of one process with the whole
+            batch, up to rounding, but for what dropout leaves out. Only the first writes.
 
     Raises:
         ValueError: resume is of other training pairs or has no state to go on from. ImportError: no TensorBoard.
@@ -72,7 +76,9 @@ class Training:
         device: torch.device | str = "cpu",
         backend: str | None = None,
         tensorboard: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.folder, self.device = folder, torch.device(device)
         self.settings = settings = settings if resume is None else resume.settings
         vocabulary = vocabulary or settings.vocabulary(training)
@@ -87,18 +93,21 @@ class Training:
         self.optimizer = settings.make_optimizer(self.model)
         self.epoch, self.batch, self.step, self.best = 0, 0, 0, -1.0
         self.history: list[dict[str, Any]] = []
-        self._loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._right = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss and right answers of all ranks
         self._pairs = 0
         if resume is not None:
             self._go_on_from(resume)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = _tensorboard(folder) if tensorboard else None
+        self._parallel = ranks.parallel(self.model)
+        if ranks.first:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._writer = _tensorboard(folder) if tensorboard and ranks.first else None
 
     def run(
         self, report: Callable[[Progress], None] = lambda progress: None, stop: Callable[[], bool] = lambda: False
     ) -> bool:
         """Train to the end of the last epoch. Whether it got there: False when stop() said so after some step.
+
+        On a GPU, stop is asked after every fiftieth step; several ranks stop together when one of them says so.
 
         Raises:
             TrainingError: the loss is not finite. The state is in failed.json; on the CPU, that before the step.
@@ -106,37 +115,50 @@ class Training:
         while self.epoch < self.settings.epochs:
             start = time.perf_counter()
             self.model.train()
-            for batch in self.batches.epoch(self.epoch, self.batch):
-                self._train_on(batch)
-                if self.device.type == "cpu" or self.step % _STEPS_UNSEEN == 0 or self.batch == len(self.batches):
-                    report(self._progress())
-                if stop() and self.batch < len(self.batches):
+            for rows in self.batches.rows(self.epoch, self.batch):
+                self._train_on(rows)
+                if not self._is_seen() and self.batch < len(self.batches):
+                    continue
+                report(self._progress())
+                if self.ranks.any(stop()) and self.batch < len(self.batches):
                     self._save(LAST)
                     return False
             self._end_epoch(time.perf_counter() - start)
         return True
 
-    def _train_on(self, batch: LabelledPairs) -> None:
-        pairs, labels, _ = batch.to(self.device)
+    def _is_seen(self) -> bool:
+        """Whether to look at numbers after this many steps: on the CPU always; a GPU must be waited for."""
+        return self.device.type == "cpu" or self.step % _STEPS_UNSEEN == 0
+
+    def _train_on(self, rows: Tensor) -> None:
+        pairs, labels, _ = self.batches.batch(self.ranks.share(rows)).to(self.device)
+        torch.manual_seed(self._dropout_seed())
         self.optimizer.zero_grad()
         with self._autocast():
-            scores = self.model(pairs).float()
-        loss = nn.functional.cross_entropy(scores, labels)
-        if self.device.type == "cpu" or self.step % _STEPS_UNSEEN == 0:
-            self._check(loss)
-        loss.backward()
+            scores = self._parallel(pairs).float()
+        loss = nn.functional.cross_entropy(scores, labels, reduction="sum")
+        found = torch.stack([loss.detach().double(), (scores.argmax(1) == labels).sum(dtype=torch.float64)])
+        self.ranks.total(found)
+        if self._is_seen():
+            self._check(float(found[0]) / len(rows))
+        # the mean over the whole batch, whatever its shares; ranks' gradients are averaged, not summed
+        (loss * (self.ranks.world_size / len(rows))).backward()
         self.optimizer.step()
-        self._loss += loss.detach().double() * len(labels)
-        self._right += (scores.detach().argmax(1) == labels).sum()
-        self._pairs += len(labels)
+        self._sums += found
+        self._pairs += len(rows)
         self.batch += 1
         self.step += 1
 
-    def _check(self, loss: Tensor) -> None:
-        if not math.isfinite(float(loss.detach())):
+    def _dropout_seed(self) -> int:
+        """Another for every step and rank, so that a run that stopped goes on with the same numbers."""
+        entropy = (self.settings.seed, self.step, self.ranks.rank)
+        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
             self._save(FAILED)
             raise TrainingError(
-                f"the loss of step {self.step + 1} (epoch {self.epoch + 1}) is {float(loss.detach())}; "
+                f"the loss of step {self.step + 1} (epoch {self.epoch + 1}) is {loss}; "
                 f"the state is saved in {self.folder / FAILED}"
             )
 
@@ -153,18 +175,18 @@ class Training:
         if self.validation is not None:
             found = evaluate(
                 self.model,
-                self.validation.epoch(),
+                map(self.validation.batch, self.ranks.every(self.validation.rows())),
                 self.training.label_names,
                 device=self.device,
                 autocast=self._autocast(),
+                ranks=self.ranks,
             )
             numbers |= {"validation_loss": found.loss, "validation_accuracy": found.accuracy}
             score = found.accuracy
         numbers["seconds"] = round(seconds, 3)
         self.history.append(numbers)
         self.epoch, self.batch, self._pairs = self.epoch + 1, 0, 0
-        self._loss.zero_()
-        self._right.zero_()
+        self._sums.zero_()
         if score > self.best:
             self.best = score
             self._save(BEST)
@@ -173,9 +195,12 @@ class Training:
 
     def _progress(self) -> Progress:
         pairs = max(self._pairs, 1)
-        return Progress(self.epoch, self._pairs, float(self._loss) / pairs, int(self._right) / pairs)
+        loss, right = self._sums.tolist()
+        return Progress(self.epoch, self._pairs, loss / pairs, right / pairs)
 
     def _log(self, numbers: dict[str, Any]) -> None:
+        if not self.ranks.first:
+            return
         # written anew from the whole history, so that a run that is resumed has no line twice
         text = io.StringIO()
         table = csv.DictWriter(text, list(dict.fromkeys(key for line in self.history for key in line)))
@@ -190,22 +215,24 @@ class Training:
             self._writer.flush()
 
     def _save(self, name: str) -> None:
-        save_checkpoint(
-            Checkpoint(
-                self.settings,
-                self.vocabulary,
-                self.training.label_names,
-                self.model.state_dict(),
-                self.epoch,
-                self.batch,
-                self.step,
-                {"loss": float(self._loss), "right": int(self._right), "pairs": self._pairs, **self._data()},
-                self.history,
-                self.best,
-                None if name == BEST else self.optimizer.state_dict(),
-                None if name == BEST else torch.get_rng_state(),
-            ),
-            self.folder / name,
+        if self.ranks.first:
+            save_checkpoint(self._checkpoint(name), self.folder / name)
+        self.ranks.meet()  # a rank that is done too early would have the others ended while one writes
+
+    def _checkpoint(self, name: str) -> Checkpoint:
+        loss, right = self._sums.tolist()
+        return Checkpoint(
+            self.settings,
+            self.vocabulary,
+            self.training.label_names,
+            self.model.state_dict(),
+            self.epoch,
+            self.batch,
+            self.step,
+            {"loss": loss, "right": right, "pairs": self._pairs, **self._data()},
+            self.history,
+            self.best,
+            None if name == BEST else self.optimizer.state_dict(),
         )
 
     def _data(self) -> dict[str, int]:
@@ -213,7 +240,7 @@ class Training:
         return {"of_pairs": len(self.training), "of_tokens": int(self.training.counts.sum())}
 
     def _go_on_from(self, saved: Checkpoint) -> None:
-        if saved.optimizer is None or saved.generator is None:
+        if saved.optimizer is None:
             raise ValueError(f"there is no state to go on from: use {LAST}")
         if {name: saved.sums[name] for name in self._data()} != self._data():
             raise ValueError(
@@ -222,11 +249,9 @@ class Training:
             )
         self.model.load_state_dict(saved.model)
         self.optimizer.load_state_dict(saved.optimizer)
-        torch.set_rng_state(saved.generator)
         self.epoch, self.batch, self.step, self.best = saved.epoch, saved.batch, saved.step, saved.best
         self.history = saved.history
-        self._loss += saved.sums["loss"]
-        self._right += int(saved.sums["right"])
+        self._sums.copy_(torch.tensor([saved.sums["loss"], saved.sums["right"]], dtype=torch.float64))
         self._pairs = int(saved.sums["pairs"])
 
     def _autocast(self) -> AbstractContextManager[object]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import overload
+
+import numpy as np
 
 UNKNOWN, PADDING = "<unk>", "<pad>"
 
@@ -58,6 +61,10 @@ class Vocabulary:
         if isinstance(tokens, str):
             return self._ids.get(tokens, 0)
         return [self._ids.get(token, 0) for token in tokens]
+
+    def stream(self, tokens: Iterable[str]) -> np.ndarray:
+        """The ids, (words,) int64, of a stream of words, without Python work for each of them."""
+        return np.fromiter(map(self._ids.get, tokens, repeat(0)), np.int64)
 
     @property
     def padding(self) -> int:

@@ -16,7 +16,15 @@ from .kernels import (
     soft_align_one_way,
     soft_align_packed,
 )
-from .model import Aggregate, Attend, Compare, DecomposableAttention, FrozenDecomposableAttention, PairBatch
+from .model import (
+    Aggregate,
+    Attend,
+    Compare,
+    DecomposableAttention,
+    FrozenDecomposableAttention,
+    IntraAttention,
+    PairBatch,
+)
 
 __all__ = [
     "BACKENDS",
@@ -27,6 +35,7 @@ __all__ = [
     "Compare",
     "DecomposableAttention",
     "FrozenDecomposableAttention",
+    "IntraAttention",
     "Matches",
     "PairBatch",
     "SoftAlignment",

@@ -14,16 +14,20 @@ from rich.table import Table
 
 from . import __version__
 from .demo import BUDGET, Outcome
+from .explain_command import explain
 from .kernels import BackendUnavailable
 from .lexical import align_words
 from .model.nli import DataError, Pair, Vocabulary, read_snli
 from .model.nli.examples import example_pairs
+from .predict import predict
 from .terminal import BackendOption, JsonOption, complaints, console, device_named, fail
 from .train import evaluate, train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(train)
 app.command()(evaluate)
+app.command()(predict)
+app.command()(explain)
 
 
 def _show_version(wanted: bool) -> None:

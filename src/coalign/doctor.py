@@ -15,7 +15,7 @@ from . import __version__, kernels
 from .kernels.dispatch import backend
 from .kernels.problem import Problem, Side
 
-_PACKAGES = ("torch", "triton", "numpy", "ninja", "matplotlib")
+_PACKAGES = ("triton", "numpy", "ninja", "matplotlib")
 _COMPILERS = ("c++", "g++", "clang++", "nvcc", "ninja")
 _VARIABLES = ("COALIGN_BACKEND", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES")
 
@@ -26,6 +26,7 @@ def examine() -> dict[str, Any]:
         "versions": {
             "coalign": __version__,
             "python": platform.python_version(),
+            "torch": torch.__version__,
             **{name: _version(name) for name in _PACKAGES},
             "cuda (of torch)": torch.version.cuda,
             "driver": _driver(),

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from .lexical import WordAlignment
+
+class Alignment(Protocol):
+    """m premise words, n hypothesis words, and both ways' weights, (m, n): rows of p and columns of q sum to 1."""
+
+    @property
+    def premise(self) -> list[str]: ...
+    @property
+    def hypothesis(self) -> list[str]: ...
+    @property
+    def p(self) -> Tensor: ...
+    @property
+    def q(self) -> Tensor: ...
+
 
 _TITLES = (
     "each premise word (row) over the hypothesis: rows sum to 100",
@@ -17,14 +30,14 @@ _TITLES = (
 )
 
 
-def print_alignment(alignment: WordAlignment, console: Console) -> None:
+def print_alignment(alignment: Alignment, console: Console) -> None:
     """Both directions as tables of percentages, the darker the more."""
     for title, weights in zip(_TITLES, (alignment.p, alignment.q), strict=True):
         console.print(f"\n[bold]{title}[/]", highlight=False)
         console.print(_table(alignment, weights, console.width))
 
 
-def _table(alignment: WordAlignment, weights: Tensor, width: int) -> Table:
+def _table(alignment: Alignment, weights: Tensor, width: int) -> Table:
     cell = 4
     longest = max(map(len, alignment.premise))
     room = (width - longest - 4) // max(1, len(alignment.hypothesis))
@@ -50,31 +63,45 @@ def _cell(weight: float) -> Text:
     )
 
 
-def plot_alignment(alignment: WordAlignment, path: Path) -> None:
+def plot_alignment(alignment: Alignment, path: Path) -> None:
     """Write both directions as heat maps; the ending names the format (png, svg, pdf).
 
     Raises:
         ImportError: matplotlib is not installed.
         ValueError: matplotlib does not know the ending.
     """
+    m, n = len(alignment.premise), len(alignment.hypothesis)
+    figure = new_figure(3 + 1.1 * n, 1.6 + 0.38 * m)
+    plot_weights(figure, figure.subplots(1, 2, sharey=True), alignment)
+    save(figure, path)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure of so many inches. Raises ImportError where there is no matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("a plot needs matplotlib: pip install 'coalign[plot]'") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def plot_weights(figure: Any, places: Any, alignment: Alignment) -> None:
+    """Both directions as heat maps in two places of a figure."""
     m, n = len(alignment.premise), len(alignment.hypothesis)
-    figure = Figure(figsize=(3 + 1.1 * n, 1.6 + 0.38 * m), layout="constrained")
     titles = (
         "β: each premise word's weights\n(rows sum to 1)",
         "α: each hypothesis word's weights\n(columns sum to 1)",
     )
-    for axes, title, weights in zip(
-        figure.subplots(1, 2, sharey=True), titles, (alignment.p, alignment.q), strict=True
-    ):
+    for axes, title, weights in zip(places, titles, (alignment.p, alignment.q), strict=True):
         image = axes.imshow(weights.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axes.set_title(title, fontsize=10)
-        axes.set_xticks(range(n), alignment.hypothesis, rotation=45, ha="right")
-        axes.set_yticks(range(m), alignment.premise)
+        axes.set_xticks(range(n), alignment.hypothesis, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(m), alignment.premise, parse_math=False)
         axes.set_xlabel("hypothesis")
-    figure.axes[0].set_ylabel("premise")
-    figure.colorbar(image, ax=figure.axes, label="weight", shrink=0.9)
-    figure.savefig(path, dpi=150)
+    places[0].set_ylabel("premise")
+    figure.colorbar(image, ax=list(places), label="weight", shrink=0.9)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure, at 150 dots an inch or, where it is large, no more than 8000 dots wide or high."""
+    figure.savefig(path, dpi=min(150.0, 8000 / max(figure.get_size_inches())))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, NoReturn
 
 import torch
 import typer
 from rich.console import Console
+
+from .model.nli.ranks import own_device
 
 console = Console()
 complaints = Console(stderr=True)
@@ -19,13 +23,26 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for progra
 
 
 def device_named(name: str | None) -> torch.device:
-    """The device of --device, once it has been seen to work; the command fails where it does not."""
+    """The device of --device, once it has been seen to work; the command fails where it does not.
+
+    A process of several that were launched together gets the GPU with its own number, unless name has one.
+    """
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = own_device(torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu")))
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         fail(f"--device {name}: {str(error).splitlines()[0]}")
     return device
+
+
+@contextmanager
+def quiet(silent: bool) -> Iterator[None]:
+    """Nothing is printed in the block, if silent."""
+    console.quiet = complaints.quiet = silent
+    try:
+        yield
+    finally:
+        console.quiet = complaints.quiet = False
 
 
 def fail(message: str) -> NoReturn:

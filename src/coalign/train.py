@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
 
 from .kernels import BackendUnavailable
-from .model.nli import Columns, Corpus, DataError, Reading, load_corpus, load_word_vectors
+from .model.nli import Columns, Corpus, DataError, Reading, Vocabulary, load_corpus, load_word_vectors
 from .model.nli.checkpoint import Checkpoint, load_checkpoint
 from .model.nli.evaluation import Evaluation
 from .model.nli.evaluation import evaluate as evaluated
 from .model.nli.pairs import LABELS
+from .model.nli.ranks import are_launched, joined
 from .model.nli.settings import PRESETS, Settings
 from .model.nli.training import LAST, Training, TrainingError
 from .model.nli.training import Progress as Reached
-from .terminal import BackendOption, DeviceOption, JsonOption, complaints, console, device_named, fail
+from .progress import pairs_bar
+from .terminal import BackendOption, DeviceOption, JsonOption, complaints, console, device_named, fail, quiet
 
 _ERRORS = (DataError, ValueError, OSError, ImportError, BackendUnavailable, TrainingError)
 
@@ -68,45 +70,48 @@ def train(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files too.")] = False,
     **settings: Any,
 ) -> None:
-    """Train the model. Ctrl-C saves and stops; --resume goes on, on the CPU to the same bits."""
+    """Train the model. Ctrl-C saves and stops; --resume goes on, on the CPU to the same bits.
+
+    On several devices: torchrun --nproc-per-node 2 -m coalign train ..., with the same options. Each process trains on
+    its share of every batch.
+    """
     place = device_named(device)
     given = {name: value for name, value in settings.items() if value is not None}
     try:
-        saved = _saved(out, resume, given)
-        chosen = saved.settings if saved else replace(_preset(preset), **given)
-        names = saved.labels if saved else tuple(labels.split(","))
-        reading = chosen.reading(_columns(columns), names)
-        pairs = _read(training, reading)
-        held_out = None if validation is None else _read(validation, reading)
-        vocabulary = saved.vocabulary if saved else chosen.vocabulary(pairs)
-        weight = None
-        if vectors is not None and saved is None:
-            found = load_word_vectors(vectors, vocabulary)
-            console.print(f"{found.coverage:.1%} of {len(vocabulary)} words have a vector in {vectors}")
-            weight = found.embedding(vocabulary, missing=chosen.missing, normalize=chosen.normalize, seed=chosen.seed)
-        run = Training(
-            chosen,
-            pairs,
-            held_out,
-            out,
-            vectors=weight,
-            vocabulary=vocabulary,
-            resume=saved,
-            device=place,
-            backend=backend,
-            tensorboard=tensorboard,
-        )
-        counted = sum(p.numel() for name, p in run.model.named_parameters() if name != "embedding.weight")
-        console.print(
-            f"{len(pairs)} pairs, {len(vocabulary)} words, {counted} parameters without embeddings, on {place}"
-        )
-        finished = _run(run)
+        with joined(place) as ranks, quiet(not ranks.first):
+            saved = _saved(out, resume, given)
+            chosen = saved.settings if saved else replace(_preset(preset), **given)
+            names = saved.labels if saved else tuple(labels.split(","))
+            reading = chosen.reading(_columns(columns), names)
+            with ranks.first_goes_first():
+                pairs = _read(training, reading)
+                held_out = None if validation is None else _read(validation, reading)
+                vocabulary = saved.vocabulary if saved else chosen.vocabulary(pairs)
+                weight = None if vectors is None or saved else _vectors(vectors, vocabulary, chosen)
+            run = Training(
+                chosen,
+                pairs,
+                held_out,
+                out,
+                vectors=weight,
+                vocabulary=vocabulary,
+                resume=saved,
+                device=place,
+                backend=backend,
+                tensorboard=tensorboard,
+                ranks=ranks,
+            )
+            counted = sum(p.numel() for name, p in run.model.named_parameters() if name != "embedding.weight")
+            console.print(
+                f"{len(pairs)} pairs, {len(vocabulary)} words, {counted} parameters without embeddings, on {place}"
+                + (f" and {ranks.world_size - 1} more" if ranks.world_size > 1 else "")
+            )
+            if not _run(run):
+                complaints.print(f"stopped after step {run.step}; go on with --resume", soft_wrap=True)
+                raise typer.Exit(130)
+            console.print(f"best accuracy {run.best:.4f}; checkpoints in {out}", soft_wrap=True)
     except _ERRORS as error:
         fail(str(error))
-    if not finished:
-        complaints.print(f"stopped after step {run.step}; go on with --resume", soft_wrap=True)
-        raise typer.Exit(130)
-    console.print(f"best accuracy {run.best:.4f}; checkpoints in {out}", soft_wrap=True)
 
 
 def evaluate(
@@ -126,7 +131,7 @@ def evaluate(
         built = saved.build().to(place)
         built.backend = backend
         batches = replace(saved.settings, batch_size=batch_size).batches(pairs, saved.vocabulary, training=False)
-        with _bar(as_json) as (progress, task):
+        with pairs_bar(as_json) as (progress, task):
             progress.update(task, total=len(pairs))
             found = evaluated(
                 built, batches.epoch(), saved.labels, device=place, progress=lambda done: progress.advance(task, done)
@@ -176,10 +181,16 @@ def _read(source: str, reading: Reading) -> Corpus:
     return corpus
 
 
+def _vectors(source: str, vocabulary: Vocabulary, settings: Settings) -> Tensor:
+    found = load_word_vectors(source, vocabulary)
+    console.print(f"{found.coverage:.1%} of {len(vocabulary)} words have a vector in {source}")
+    return found.embedding(vocabulary, missing=settings.missing, normalize=settings.normalize, seed=settings.seed)
+
+
 def _run(run: Training) -> bool:
     """Train with a bar, a line an epoch, and Ctrl-C as the wish to stop after the step."""
     done = len(run.history)
-    with _interrupts() as interrupted, _bar() as (progress, task):
+    with _interrupts() as interrupted, pairs_bar() as (progress, task):
 
         def report(reached: Reached) -> None:
             nonlocal done
@@ -207,36 +218,17 @@ def _epoch_line(numbers: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _bar(disable: bool = False) -> Iterator[tuple[Progress, TaskID]]:
-    """A bar of pairs with rate, time left and, in the field `told`, what there is to tell."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[told]}"),
-        _Rate("pairs/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=complaints, transient=True, disable=disable) as progress:
-        yield progress, progress.add_task("pairs", total=None, told="")
-
-
-class _Rate(TextColumn):
-    """Pairs a second."""
-
-    def render(self, task: Any) -> Any:
-        self.text_format = f"{task.speed or 0:,.0f} pairs/s"
-        return super().render(task)
-
-
-@contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """What Ctrl-C was pressed, instead of KeyboardInterrupt; the second one ends the process as ever."""
+    """What Ctrl-C was pressed, instead of KeyboardInterrupt; the second one ends the process as ever.
+
+    To launched processes both the terminal and the launcher tell the same Ctrl-C, so that the second is no second wish.
+    """
     pressed: list[int] = []
 
     def note(number: int, frame: object) -> None:
         pressed.append(number)
-        signal.signal(signal.SIGINT, before)
+        if not are_launched():
+            signal.signal(signal.SIGINT, before)
 
     before = signal.signal(signal.SIGINT, note)
     try:

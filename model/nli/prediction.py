@@ -1,0 +1,109 @@
+"""From texts to labels: one pair as d2l's `predict_snli` takes it, and a trained model that reads texts in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..pair_batch import PairBatch
+from .checkpoint import Checkpoint, load_checkpoint
+from .pair_reader import PairReader
+from .pairs import LABELS
+
+
+class WordIds(Protocol):
+    """What d2l's vocabularies and ours share: a list of words to their ids."""
+
+    def __getitem__(self, tokens: list[str], /) -> list[int]: ...
+
+
+def predict_snli(model: nn.Module, vocab: WordIds, premise: list[str], hypothesis: list[str]) -> str:
+    """The relation of two sentences: 'entailment', 'contradiction' or 'neutral' (d2l's function of this name).
+
+    Args:
+        model: what scores ids (1, m) and (1, n) for those three classes, in this order; frozen or not. It runs in
+            evaluation mode, and is then in the mode it was in before.
+        vocab: gives the words' ids. premise, hypothesis: words, taken as they are: nothing is lower-cased, cut or
+            put before them. `Predictor` does what a checkpoint's settings say.
+
+    Raises:
+        TypeError: a sentence that is no list of words.
+    """
+    for name, words in (("premise", premise), ("hypothesis", hypothesis)):
+        if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+            raise TypeError(f"the {name} must be a list of words, not {words!r}")
+    device = next(t.device for state in (model.parameters(), model.buffers()) for t in state)
+    ids = [torch.tensor([vocab[list(words)]], dtype=torch.int64, device=device) for words in (premise, hypothesis)]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        scores = model((ids[0], ids[1]))
+    model.train(was_training)
+    return LABELS[int(scores.argmax(1))]
+
+
+class Predictions(NamedTuple):
+    """labels: a name for each pair. probabilities: (pairs, classes) float32, in the order of `Predictor.labels`."""
+
+    labels: list[str]
+    probabilities: np.ndarray
+
+
+class Predictor:
+    """A trained model, frozen, that takes texts and reads them as its checkpoint's settings say.
+
+    It can be pickled into other processes, and moved with `to`. The pairs beside a pair never change its answer.
+
+    Args:
+        checkpoint: the trained model. dtype: of the frozen one, torch.float32 or torch.bfloat16.
+        backend: "reference" is plain PyTorch; None: the fastest there is.
+
+    Attributes:
+        labels: the classes' names. reader: makes batches of texts.
+
+    Raises:
+        ValueError: a dtype in which no model can be frozen.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32, backend: str | None = None
+    ) -> None:
+        self.labels, self.reader = checkpoint.labels, PairReader(checkpoint.settings, checkpoint.vocabulary)
+        self.model = checkpoint.build().freeze(dtype)
+        self.model.backend = backend
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], **options: Any) -> Predictor:
+        """From a folder that `coalign train` wrote, or a checkpoint's .json; errors as of `load_checkpoint`."""
+        return cls(load_checkpoint(Path(path)), **options)
+
+    def to(self, device: torch.device | str) -> Predictor:
+        """The same, on a device."""
+        self.model.to(device)
+        return self
+
+    def __call__(self, premises: Sequence[str], hypotheses: Sequence[str]) -> Predictions:
+        """What each pair of texts is, in their order. Sequences of any kind: lists, arrays, columns of a table.
+
+        Raises:
+            TypeError: what is no text. ValueError: not as many hypotheses as premises.
+        """
+        probabilities = self.probabilities(self.reader.batch(premises, hypotheses))
+        return Predictions([self.labels[i] for i in probabilities.argmax(1).tolist()], probabilities)
+
+    def probabilities(self, pairs: PairBatch) -> np.ndarray:
+        """(pairs, classes) float32, each row adding up to 1.
+
+        Raises:
+            ValueError: the model's scores are not finite.
+        """
+        found = self.model(pairs.to(self.model.table.device)).softmax(1).cpu().numpy()
+        if not np.isfinite(found).all():
+            raise ValueError("the model's scores are not finite: its training went wrong")
+        return found

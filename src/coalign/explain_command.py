@@ -1,0 +1,41 @@
+"""The command `coalign explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .draw_explanation import plot_explanation, print_explanation
+from .draw_html import page
+from .kernels import BackendUnavailable
+from .model.nli import explain_pair, load_checkpoint
+from .model.nli.atomic import replacing
+from .predict import CheckpointArgument
+from .terminal import BackendOption, console, fail
+
+
+def explain(
+    model: CheckpointArgument,
+    premise: str,
+    hypothesis: str,
+    out: Annotated[
+        Path | None, typer.Option(help="Write .html, .png, .svg or .pdf; default: print in the terminal.")
+    ] = None,
+    backend: BackendOption = None,
+) -> None:
+    """Show how a trained model aligns two sentences, and what each word contributes to its answer."""
+    try:
+        found = explain_pair(load_checkpoint(model), premise, hypothesis, backend=backend)
+        if out is None:
+            print_explanation(found, console)
+            return
+        if out.suffix.lower() in (".html", ".htm"):
+            with replacing(out) as unfinished:
+                unfinished.write_text(page(found), encoding="utf-8")
+        else:
+            plot_explanation(found, out)
+    except (ValueError, OSError, ImportError, BackendUnavailable) as error:
+        fail(str(error))
+    console.print(f"{found.label}; wrote {out}", markup=False, highlight=False, soft_wrap=True)

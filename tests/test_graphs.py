@@ -1,0 +1,130 @@
+"""Batches filled up to a few sizes, and CUDA graphs of steps on them."""
+
+import copy
+
+import pytest
+import torch
+from coalign.model.graphs import GraphedInference, GraphedTraining, Size, fill, size_of
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from coalign import DecomposableAttention, PairBatch
+
+
+def model():
+    torch.manual_seed(0)
+    return DecomposableAttention.from_sizes(60, 12, 20, dropout=0.0)
+
+
+def pairs(lengths_a, lengths_b, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return PairBatch.from_lists(
+        *(
+            [torch.randint(60, (n,), generator=generator).tolist() for n in lengths]
+            for lengths in (lengths_a, lengths_b)
+        )
+    )
+
+
+def batches(count):
+    """Of different sizes; the first two are filled up to the same one."""
+    lengths = [((7, 3, 1), (2, 6, 1)), ((5, 3, 2), (2, 6, 2)), ((40, 3, 9, 2), (1, 30, 2, 8)), ((7, 0, 1), (0, 6, 1))]
+    return [pairs(*lengths[k % 4], seed=k) for k in range(count)]
+
+
+sentences = st.lists(st.tuples(st.integers(0, 90), st.integers(0, 90)), min_size=1, max_size=40)
+
+
+@given(sentences)
+def test_filled_batches_are_batches(lengths):
+    """All that PairBatch's constructor demands holds, and the first pairs are the batch's."""
+    batch = pairs(*zip(*lengths, strict=True))
+    size = size_of(batch)
+    assert size.tokens_a <= max(16, 1.25 * len(batch.ids_a))
+    assert size.tokens_b <= max(16, 1.25 * len(batch.ids_b))
+    filled = fill(batch, size)
+    again = PairBatch(filled.ids_a, filled.ids_b, filled.offsets_a, filled.offsets_b)
+    assert (len(again), len(again.ids_a), len(again.ids_b)) == size[:3]
+    for side in "ab":
+        assert torch.equal(getattr(again, f"lengths_{side}"), getattr(filled, f"lengths_{side}"))
+        assert getattr(again, f"max_length_{side}") <= getattr(filled, f"max_length_{side}")
+        for name in (f"ids_{side}", f"offsets_{side}", f"lengths_{side}"):
+            own = getattr(batch, name)
+            assert torch.equal(getattr(filled, name)[: len(own)], own)
+
+
+def test_there_are_few_sizes():
+    """A hundred batches of 256 pairs of like lengths need but a few graphs."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.poisson(torch.tensor([15.0, 8.0]).expand(256, 2), generator).int().T.tolist() for _ in range(100)]
+    assert len({size_of(pairs(*lengths)) for lengths in drawn}) <= 6
+
+
+def test_filling_changes_neither_scores_nor_gradients():
+    of, labels = model(), torch.tensor([0, 2, 1])
+    for batch in batches(2):
+        filled = fill(batch, size_of(batch))
+        of.zero_grad()
+        found = of(filled)
+        torch.testing.assert_close(found[:3], of(batch))
+        F.cross_entropy(found, F.pad(labels, (0, len(found) - 3), value=-100)).backward()
+        gradients = [p.grad.clone() for p in of.parameters()]
+        of.zero_grad()
+        F.cross_entropy(of(batch), labels).backward()
+        for gradient, p in zip(gradients, of.parameters(), strict=True):
+            torch.testing.assert_close(gradient, p.grad)
+
+
+def test_a_batch_that_is_too_large_is_refused():
+    batch = pairs((7, 3, 1), (2, 6, 1))
+    for size in (Size(3, 16, 16, 8, 8), Size(8, 10, 16, 8, 8), Size(8, 16, 16, 8, 4), Size(2, 11, 9, 8, 8)):
+        with pytest.raises(ValueError, match="can't be filled up"):
+            fill(batch, size)
+
+
+def losses_and_scores(device, graphs):
+    """Of some steps, with graphs or in plain PyTorch, and the trained model's scores."""
+    of = model().to(device)
+    optimizer = torch.optim.Adam(of.parameters(), lr=0.01, capturable=device == "cuda")
+    step = GraphedTraining(of, optimizer, most=2)
+    losses = []
+    for batch in batches(12):
+        batch = batch.to(device)
+        labels = (torch.arange(len(batch)) % 3).to(device)
+        if graphs:
+            losses.append(step(batch, labels))
+            continue
+        optimizer.zero_grad()
+        loss = F.cross_entropy(of(batch), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    infer = GraphedInference(of.eval(), most=2) if graphs else of
+    with torch.no_grad():
+        return torch.stack(losses).cpu(), [infer(batch.to(device)).cpu() for batch in batches(4)]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_steps_are_those_without_graphs(device):
+    losses, scores = losses_and_scores(device, graphs=True)
+    expected_losses, expected_scores = losses_and_scores(device, graphs=False)
+    torch.testing.assert_close(losses, expected_losses, rtol=1e-3, atol=1e-4)
+    assert losses[8:].mean() < losses[:4].mean()
+    for found, expected in zip(scores, expected_scores, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.gpu
+def test_frozen_models_replay():
+    frozen = copy.deepcopy(model()).eval().freeze().to("cuda")
+    infer = GraphedInference(frozen)
+    for batch in batches(8):
+        torch.testing.assert_close(infer(batch.to("cuda")), frozen(batch.to("cuda")))
+    assert len(infer._graphs._recorded) < 8
+
+
+def test_devices_must_agree():
+    of = model().to("meta")
+    with pytest.raises(ValueError, match="the batch must be on meta"):
+        GraphedInference(of)(batches(1)[0])

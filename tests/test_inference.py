@@ -1,0 +1,140 @@
+"""Inference without gradients: the frozen model's kernel on the batch's own words, unless someone looks inside."""
+
+import pytest
+import torch
+from coalign.model import inference
+
+from coalign import DecomposableAttention, PairBatch
+
+PAD = 1
+
+
+def model(embed=12, hidden=20, projection=None, dtype=torch.float32, **given):
+    torch.manual_seed(0)
+    made = DecomposableAttention.from_sizes(60, embed, hidden, projection_size=projection, padding_idx=PAD, **given)
+    with torch.no_grad():
+        made.embedding.weight.normal_()
+        for p in made.aggregate.parameters():
+            p.mul_(3)
+    return made.to(dtype).eval()
+
+
+def pairs(lengths_a, lengths_b):
+    generator = torch.Generator().manual_seed(0)
+    return PairBatch.from_lists(
+        *(
+            [torch.randint(2, 60, (n,), generator=generator).tolist() for n in lengths]
+            for lengths in (lengths_a, lengths_b)
+        )
+    )
+
+
+PAIRS = pairs((7, 3, 1, 5, 0, 12, 0, 64, 90), (2, 6, 1, 0, 4, 3, 0, 5, 71))
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """How often the batch's own table was used."""
+    calls = []
+    scores = inference.scores
+
+    def noted(of, X):
+        calls.append(len(X))
+        return scores(of, X)
+
+    monkeypatch.setattr(inference, "scores", noted)
+    return calls
+
+
+def exact(of, X):
+    of = of.double()
+    before, of.backend = of.backend, "reference"
+    with torch.no_grad():
+        found = of(X)
+    of.backend = before
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sizes", [{}, {"projection": 9}, {"embed": 100, "hidden": 200}, {"num_classes": 5}], ids=str)
+def test_scores_are_the_models(served, sizes, dtype):
+    of = model(**sizes)
+    expected = exact(of, PAIRS)
+    of.to(dtype)
+    with torch.no_grad():
+        of.backend = "reference"
+        plain = (of(PAIRS) - expected).norm() / expected.norm()
+        of.backend = None
+        allowed = 1e-5 if dtype == torch.float32 else max(2 * plain, 1e-2)
+        for X in (PAIRS, PAIRS.padded(PAD)):
+            found = of(X)
+            assert found.dtype == dtype
+            assert (found - expected).norm() <= allowed * expected.norm()
+    assert served == [9, 9]
+    assert expected.std(0).min() > 0.01
+
+
+def test_it_follows_every_change_of_the_parameters(served):
+    of = model()
+    with torch.no_grad():
+        for p in of.parameters():
+            p.data.mul_(1.5)  # which leaves no sign behind
+            found = of(PAIRS)
+            expected = exact(of, PAIRS)
+            assert (found - expected).norm() <= 1e-5 * expected.norm()
+            of.float()
+    assert len(served) == len(list(of.parameters()))
+
+
+def test_who_looks_inside_sees_every_layer(served):
+    of = model()
+    with torch.no_grad():
+        expected = of(PAIRS)
+        for layer in (of.embedding, of.attend, of.attend.f[1], of.compare.g, of.aggregate, of.aggregate.linear):
+            seen = []
+            hook = layer.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+            torch.testing.assert_close(of(PAIRS), expected)
+            hook.remove()
+            assert seen
+    assert served == [9]
+
+
+def test_gradients_dropout_autocast_and_names_go_another_way(served):
+    of = model(dropout=0.3)
+    assert of(PAIRS).requires_grad
+    with torch.no_grad():
+        of.train()
+        assert not torch.equal(of(PAIRS), of(PAIRS))
+        of.eval()
+        with torch.autocast("cpu", torch.bfloat16):
+            of(PAIRS)
+        of.backend = "reference"
+        of(PAIRS)
+    assert served == []
+    of.backend = "native"
+    for p in of.parameters():
+        p.requires_grad_(False)
+    assert not of(PAIRS).requires_grad
+    assert served == [9]
+
+
+def test_no_pairs_and_unknown_words():
+    of = model()
+    with torch.no_grad():
+        assert of(PairBatch.from_lists([], [])).shape == (0, 3)
+        torch.testing.assert_close(of(PairBatch.from_lists([[]], [[]])), of((torch.full((1, 2), PAD),) * 2))
+        with pytest.raises(IndexError, match="premises has token id 60"):
+            of(PairBatch.from_lists([[60]], [[3]]))
+
+
+def test_a_word_that_is_not_finite_reaches_only_its_pairs():
+    of = model()
+    with torch.no_grad():
+        expected = of(PAIRS)
+        of.embedding.weight[PAIRS.ids_a[0]] = torch.nan
+        found = of(PAIRS)
+    hit = torch.tensor(
+        [int(PAIRS.ids_a[0]) in (*a, *b) for a, b in zip(*(t.tolist() for t in PAIRS.padded(PAD)), strict=True)]
+    )
+    assert torch.equal(found.isnan().any(1), hit)
+    torch.testing.assert_close(found[~hit], expected[~hit])

@@ -1,0 +1,181 @@
+"""`coalign predict`, as a user runs it: a pair, files, standard input, several processes."""
+
+import io
+import json
+import subprocess
+import sys
+from contextlib import nullcontext
+from itertools import pairwise
+
+import pytest
+from coalign.model.nli import JsonPairs, Predictor, predict_lines, save_checkpoint
+from coalign.model.nli.prediction_shards import _line_ends, _line_start, predict_shard
+from coalign.model.nli.ranks import Ranks
+from test_prediction import TEXTS, made
+from test_prediction_stream import line
+from typer.testing import CliRunner
+
+from coalign.cli import app
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    save_checkpoint(made(), folder / "best.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lines():
+    """Many pairs, some lines malformed: enough for shares to begin in the middle."""
+    found = [line(*texts) for texts in TEXTS * 30]
+    found[3], found[700], found[-1] = b"{", b"\xff", b'{"premise": "a"}'
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(model, lines):
+    written = []
+    predict_lines(Predictor.load(model), io.BytesIO(b"\n".join(lines) + b"\n"), written.append)
+    return b"".join(written)
+
+
+@pytest.fixture
+def run():
+    runner = CliRunner()
+    return lambda *words, **options: runner.invoke(app, ["predict", *map(str, words)], **options)
+
+
+def test_one_pair(run, model):
+    labels, probabilities = Predictor.load(model)(*([text] for text in TEXTS[0]))
+    shown = run(model, *TEXTS[0], "--device", "cpu")
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.splitlines()[0] == labels[0]
+    assert f"{probabilities[0, 1]:.4f}  contradiction" in shown.stdout
+    found = json.loads(run(model, *TEXTS[0], "--json", "--device", "cpu").stdout)
+    assert found["label"] == labels[0]
+    assert found["probabilities"]["neutral"] == pytest.approx(probabilities[0, 2], abs=1e-6)
+
+
+def test_a_file_to_a_file(run, model, lines, expected, tmp_path):
+    (tmp_path / "pairs.jsonl").write_bytes(b"\n".join(lines))  # and no end of the last line
+    shown = run(model, tmp_path / "pairs.jsonl", "--out", tmp_path / "answers.jsonl", "--device", "cpu")
+    assert shown.exit_code == 1
+    assert (tmp_path / "answers.jsonl").read_bytes() == expected
+    assert shown.stdout == ""
+    assert "line 4: not JSON" in shown.stderr
+    assert "line 701: not UTF-8 at byte 0" in shown.stderr
+    assert f"{len(lines)} lines, 3 of them malformed" in shown.stderr
+
+
+def test_standard_input_to_standard_output(run, model, lines, expected):
+    good = [text for place, text in enumerate(lines) if place not in (3, 700, len(lines) - 1)]
+    shown = run(model, input=b"\n".join(good) + b"\n")
+    assert shown.exit_code == 0, shown.stderr
+    assert shown.stdout_bytes == b"".join(
+        text + b"\n" for text in expected.splitlines() if not text.startswith(b'{"line"')
+    )
+    assert run(model, "-", input=b"\n".join(lines)).stdout_bytes == expected
+
+
+def test_so_many_malformed_lines_are_not_all_named(run, model, tmp_path):
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    assert run(model, tmp_path / "empty.jsonl").exit_code == 0
+    shown = run(model, input=b"x\n" * 1000)
+    assert shown.exit_code == 1
+    assert len(shown.stdout.splitlines()) == 1000
+    assert shown.stderr.count("not JSON") == 20
+    assert "1000 lines, 1000 of them malformed" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("nonesuch.jsonl",), "nonesuch.jsonl"),
+        (("a", "b", "c"), "give a premise and a hypothesis, each in quotes, or one file; not 3 arguments"),
+        (("a", "b", "--precision", "float16"), "--precision must be float32 or bfloat16, not 'float16'"),
+        (("-", "--columns", "a"), "--columns takes two names with a comma between, not 'a'"),
+        (("a", "b", "--backend", "triton", "--device", "cpu"), "backend 'triton' can't serve"),
+        (("--out", "nonesuch/answers.jsonl"), "nonesuch"),
+    ],
+)
+def test_bad_input_is_named(run, model, words, message):
+    shown = run(model, *words)
+    assert shown.exit_code == 1
+    assert message in shown.stderr
+    assert shown.stdout == ""
+
+
+def test_what_is_no_checkpoint(run, tmp_path):
+    assert "best.json" in run(tmp_path, "a", "b").stderr
+
+
+def test_a_failed_run_leaves_the_previous_answers(run, model, tmp_path, monkeypatch):
+    """Here the model fails after the first block."""
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("before")
+
+    def fail(self, pairs):
+        raise ValueError("the model's scores are not finite")
+
+    monkeypatch.setattr(Predictor, "probabilities", fail)
+    shown = run(model, "-", "--out", answers, input=line("a", "b") + b"\n")
+    assert shown.exit_code == 1
+    assert "not finite" in shown.stderr
+    assert answers.read_text() == "before"
+    assert [*tmp_path.iterdir()] == [answers]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"a", b"a\n\nbcd\ne", b"abcdefghijk\n", b"\n\n\nab\n" * 5])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_shares_are_whole_lines_and_tile_the_file(content, ranks):
+    file = io.BytesIO(content)
+    bounds = [_line_start(file, len(content) * rank // ranks) for rank in range(ranks + 1)]
+    assert bounds[0] == 0
+    assert bounds[-1] == len(content)
+    assert bounds == sorted(bounds)
+    assert all(content[:bound].endswith(b"\n") for bound in bounds[:-1] if bound not in (0, len(content)))
+    counts = [_line_ends(file, a, b) for a, b in pairwise(bounds)]
+    assert sum(counts) == content.count(b"\n")
+
+
+def test_several_processes_share_a_file(model, lines, expected, tmp_path):
+    """The bytes are those of one process; line numbers are the file's; no part is left."""
+    source, out = tmp_path / "pairs.jsonl", tmp_path / "answers.jsonl"
+    source.write_bytes(b"\n".join(lines) + b"\n")
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "coalign", "predict"]
+    command = [sys.executable, *words, str(model), str(source), "--out", str(out), "--device", "cpu"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert out.read_bytes() == expected, shown.stderr
+    assert shown.returncode == 1
+    assert "line 701: not UTF-8" in shown.stderr
+    assert f"{len(lines)} lines, 3 of them malformed" in shown.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "pairs.jsonl"]
+
+
+def test_several_processes_need_files(run, model, monkeypatch):
+    monkeypatch.setattr("coalign.predict.joined", lambda place: nullcontext(Ranks(0, 2)))
+    shown = run(model, input=b"")
+    assert shown.exit_code == 1
+    assert "several processes need a file to share, and --out" in shown.stderr
+
+
+def test_where_another_process_failed_nothing_is_written(model, tmp_path):
+    class Failed(Ranks):
+        """Rank 1 of two, of which the other says that it failed."""
+
+        def total(self, numbers):
+            return numbers
+
+        def any(self, flag):
+            return True
+
+    source, out = tmp_path / "pairs.jsonl", tmp_path / "answers.jsonl"
+    source.write_bytes(line("a", "b") + b"\n")
+    out.write_text("before")
+    with pytest.raises(RuntimeError, match="another of the processes failed"):
+        predict_shard(Predictor.load(model), source, out, JsonPairs(), Failed(1, 2))
+    with pytest.raises(FileNotFoundError):
+        predict_shard(Predictor.load(model), tmp_path / "nonesuch", out, JsonPairs(), Failed(1, 2))
+    assert out.read_text() == "before"
+    assert sorted(tmp_path.iterdir()) == [out, source]

@@ -1,0 +1,158 @@
+"""Predicting: d2l's function, and the predictor that reads texts as its checkpoint's settings say."""
+
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from coalign.model.nli import (
+    LABELS,
+    Checkpoint,
+    Predictor,
+    Settings,
+    Vocabulary,
+    load_corpus,
+    predict_snli,
+    save_checkpoint,
+)
+from coalign.model.nli.examples import example_pairs
+
+SMALL = Settings(embed_size=8, num_hiddens=12, min_freq=1)
+TEXTS = [(" ".join(pair.premise), " ".join(pair.hypothesis)) for pair in example_pairs()]
+VOCABULARY = Vocabulary([s for pair in example_pairs() for s in (pair.premise, pair.hypothesis)], min_freq=2)
+
+
+def made(settings=SMALL, labels=LABELS, seed=0):
+    """A checkpoint of random parameters, large enough for the answers to differ."""
+    torch.manual_seed(seed)
+    vocabulary = Vocabulary.from_tokens([*VOCABULARY.tokens, "<null>"]) if settings.null_token else VOCABULARY
+    model = settings.model(len(vocabulary), len(labels))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.5)
+    return Checkpoint(settings, vocabulary, labels, model.state_dict())
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return made()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_predict_snli_is_the_models_own_answer(checkpoint, frozen):
+    model = checkpoint.build()
+    expected = [
+        LABELS[int(model(tuple(torch.tensor([VOCABULARY[text.split()]]) for text in pair)).argmax())] for pair in TEXTS
+    ]
+    assert len({*expected}) > 1
+    model = model.freeze() if frozen else model.train()
+    found = [predict_snli(model, VOCABULARY, *(text.split() for text in pair)) for pair in TEXTS]
+    assert found == expected
+    assert model.training
+
+
+def test_predict_snli_takes_other_vocabularies_and_sentences_without_words(checkpoint):
+    class Book:
+        def __getitem__(self, tokens):
+            return [self[t] for t in tokens] if isinstance(tokens, (list, tuple)) else VOCABULARY[tokens]
+
+    words = [text.split() for text in TEXTS[0]]
+    model = checkpoint.build()
+    assert predict_snli(model, Book(), *words) == predict_snli(model, VOCABULARY, *words)
+    assert predict_snli(model, VOCABULARY, [], words[1]) in LABELS
+    assert predict_snli(model, VOCABULARY, [], []) in LABELS
+    with pytest.raises(TypeError, match="the hypothesis must be a list of words, not 'a dog'"):
+        predict_snli(model, VOCABULARY, words[0], "a dog")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lower": True},
+        {"tokens": "words"},
+        {"max_tokens": 4},
+        {"null_token": True, "max_tokens": 0},
+        {"null_token": True, "max_tokens": 3, "projection_size": 6, "lower": True},
+    ],
+    ids=str,
+)
+def test_a_predictor_reads_as_the_settings_say(tmp_path, changes):
+    """As the training pipeline reads the same texts from a file, and scores them with the model that is not frozen."""
+    saved = made(replace(SMALL, **changes))
+    texts = [(a.title() + "!", b) for a, b in TEXTS]
+    rows = ({"premise": a, "hypothesis": b, "label": "neutral"} for a, b in texts)
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = load_corpus(tmp_path / "pairs.jsonl", saved.settings.reading())
+    batch = next(saved.settings.batches(corpus, saved.vocabulary, training=False).epoch()).pairs
+    expected = saved.build()(batch).softmax(1).detach()
+    predictor = Predictor(saved)
+    own = predictor.reader.batch(*zip(*texts, strict=True))
+    assert torch.equal(own.ids_a, batch.ids_a)
+    assert torch.equal(own.offsets_b, batch.offsets_b)
+    found = predictor(*zip(*texts, strict=True))
+    torch.testing.assert_close(torch.from_numpy(found.probabilities), expected)
+    assert found.labels == [LABELS[i] for i in expected.argmax(1)]
+
+
+def test_labels_are_the_checkpoints(checkpoint):
+    found = Predictor(made(labels=("no", "yes")))(["a dog"], ["a cat"])
+    assert found.labels[0] in ("no", "yes")
+    assert found.probabilities.shape == (1, 2)
+
+
+def test_no_pairs_sentences_without_words_and_other_sequences(checkpoint):
+    predictor = Predictor(checkpoint)
+    assert predictor([], []).labels == []
+    assert predictor([], []).probabilities.shape == (0, 3)
+    plain = predictor(["", "two dogs", ""], ["a cat", "", " "]).probabilities
+    torch.testing.assert_close(torch.from_numpy(plain.sum(1)), torch.ones(3))
+    arrays = predictor(np.array(["", "two dogs", ""]), np.array(["a cat", "", " "], dtype=object)).probabilities
+    assert np.array_equal(plain, arrays)
+
+
+@pytest.mark.parametrize(
+    ("premises", "hypotheses", "error", "message"),
+    [
+        (["a", None], ["b", "c"], TypeError, r"premises\[1\] must be a text, not NoneType"),
+        (["a"], [float("nan")], TypeError, r"hypotheses\[0\] must be a text, not float"),
+        (["a", "b"], ["c"], ValueError, "there are 2 premises, but 1 hypotheses"),
+    ],
+)
+def test_bad_texts(checkpoint, premises, hypotheses, error, message):
+    with pytest.raises(error, match=message):
+        Predictor(checkpoint)(premises, hypotheses)
+
+
+def test_scores_that_are_not_finite(checkpoint):
+    broken = made()
+    broken.model["aggregate.linear.bias"][0] = torch.nan
+    with pytest.raises(ValueError, match="scores are not finite"):
+        Predictor(broken)(["a"], ["b"])
+    with pytest.raises(ValueError, match=r"not in torch\.float16"):
+        Predictor(checkpoint, dtype=torch.float16)
+
+
+UNPICKLE = """
+import pickle, sys
+predictor, texts = pickle.load(sys.stdin.buffer)
+pickle.dump(predictor(*texts), sys.stdout.buffer)
+"""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_predictor_is_pickled_into_another_process(tmp_path, dtype):
+    save_checkpoint(made(replace(SMALL, lower=True)), tmp_path / "best.json")
+    predictor = Predictor.load(tmp_path, dtype=dtype)
+    texts = [list(side) for side in zip(*TEXTS, strict=True)]
+    here = predictor(*texts)
+    given = pickle.dumps((predictor, texts))
+    child = subprocess.run([sys.executable, "-c", UNPICKLE], input=given, capture_output=True, check=False)
+    assert child.returncode == 0, child.stderr.decode()
+    there = pickle.loads(child.stdout)
+    assert there.labels == here.labels
+    assert np.array_equal(there.probabilities, here.probabilities)

@@ -1,0 +1,169 @@
+"""`coalign train` and `coalign evaluate`, as a user runs them."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from coalign.model.nli import LABELS, load_checkpoint
+from coalign.model.nli.examples import example_pairs
+from test_training import write_pairs
+from typer.testing import CliRunner
+
+from coalign.cli import app
+
+SMALL = (
+    "--embed-size=8",
+    "--num-hiddens=12",
+    "--min-freq=1",
+    "--batch-size=16",
+    "--learning-rate=0.01",
+    "--device=cpu",
+)
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def data(tmp_path):
+    """45 pairs to train on and 15 to evaluate on."""
+    pairs = example_pairs()
+    return [write_pairs(tmp_path / f"{name}.jsonl", some) for name, some in (("t", pairs[:45]), ("v", pairs[45:]))]
+
+
+def process(*words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "coalign", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def test_ctrl_c_saves_and_resume_goes_on_to_the_same_bits(tmp_path, data):
+    part, whole = tmp_path / "part", tmp_path / "whole"
+    first = process("train", data[0], "--out", part, "--validation", data[1], *SMALL, "--epochs=100000")
+    try:
+        until = time.monotonic() + 120
+        while not (part / "log.csv").exists():
+            assert first.poll() is None, first.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        first.send_signal(signal.SIGINT)
+        told = first.communicate(timeout=60)[1]
+    finally:
+        first.kill()
+        first.communicate()
+    assert first.returncode == 130, told
+    stopped = load_checkpoint(part / "last.json")
+    assert f"stopped after step {stopped.step}; go on with --resume" in told
+    assert stopped.batch in (1, 2)  # within an epoch of three
+    epochs = stopped.epoch + 3
+    second = process("train", data[0], "--out", part, "--validation", data[1], "--resume", f"--epochs={epochs}")
+    said, told = second.communicate(timeout=120)
+    assert second.returncode == 0, told
+    assert f"checkpoints in {part}" in said
+    settings = (*SMALL, f"--epochs={epochs}")
+    assert run("train", data[0], "--out", whole, "--validation", data[1], *settings).exit_code == 0
+    one, other = (load_checkpoint(folder / "last.json") for folder in (part, whole))
+    assert one.step == other.step == 3 * epochs
+    assert all(torch.equal(one.model[name], other.model[name]) for name in other.model)
+    assert [line["validation_loss"] for line in one.history] == [line["validation_loss"] for line in other.history]
+
+
+def test_training_then_evaluation(tmp_path, data):
+    trained = run("train", data[0], "--out", tmp_path / "run", "--validation", data[1], *SMALL, "--epochs=5")
+    assert trained.exit_code == 0, trained.output
+    assert "45 pairs" in trained.stdout
+    with (tmp_path / "run/log.csv").open() as log:
+        best = max(float(line["validation_accuracy"]) for line in csv.DictReader(log))
+    assert f"best accuracy {best:.4f}" in trained.stdout
+    found = json.loads(run("evaluate", tmp_path / "run", data[1], "--json").stdout)
+    assert found["accuracy"] == best
+    assert found["pairs"] == sum(map(sum, found["confusion"])) == 15
+    assert set(found["classes"]) == set(LABELS)
+    shown = run("evaluate", tmp_path / "run", data[1]).stdout
+    assert f"accuracy {best:.4f}" in shown
+    assert "41+" not in shown
+    assert "11-15" in shown
+
+
+@pytest.mark.parametrize("tokens", [50, 0], ids=["cut", "whole"])
+def test_long_and_empty_sentences_are_trained_on_and_evaluated(tmp_path, data, tokens):
+    """A line of 1 MB, a sentence of 10,000 tokens, pairs with nothing on one side or both."""
+    words = ["a man sleeps", " ".join(["run"] * 10_000), "a " + "x" * 1_000_000, ""]
+    rows = [(a, b, LABELS[i % 3]) for i, a in enumerate(words) for b in ("a dog runs", "")]
+    names = ("sentence1", "sentence2", "gold_label")
+    path = tmp_path / "hostile.jsonl"
+    path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    settings = (*SMALL, "--epochs=2", f"--max-tokens={tokens}")
+    trained = run("train", path, "--out", tmp_path / "run", "--validation", data[1], *settings)
+    assert trained.exit_code == 0, trained.output
+    found, plain = (
+        json.loads(run("evaluate", tmp_path / "run", path, "--json", "--batch-size=3", *route).stdout)
+        for route in ((), ("--backend=reference",))
+    )
+    assert found["pairs"] == 8
+    assert found["by_length"].get("41+", {"pairs": 0})["pairs"] == 2
+    # ten thousand words are added up in another order, in float32: their sums differ by rounding more than a sentence's
+    assert found["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+    assert found["confusion"] == plain["confusion"]
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", b"", "holds no labelled pair"),
+        ("x.tsv", b"", "line 1: the file is empty"),
+        ("x.csv", b"premise,label\na,neutral\n", "line 1: each of"),
+        ("x.jsonl", b'{"sentence1": "a"}\n', "line 1:"),
+        ("x.jsonl", b"\xff\n", "line 1: not UTF-8 at byte 0"),
+        ("x.tsv", b"premise\thypothesis\tlabel\na\tb\tperhaps\n", "line 2: the label 'perhaps' is none of"),
+        ("x.xml", b"<a/>", "must end in one of .jsonl"),
+    ],
+)
+def test_bad_files_are_named_and_nothing_is_written(tmp_path, data, command, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    if command == "train":
+        result = run("train", path, "--out", tmp_path / "run", *SMALL)
+        assert not (tmp_path / "run").exists()
+    else:
+        assert run("train", data[0], "--out", tmp_path / "run", *SMALL, "--epochs=1").exit_code == 0
+        result = run("evaluate", tmp_path / "run", path)
+    assert result.exit_code == 1
+    for part in (name, message):
+        assert part in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_wishes_that_can_not_be_granted(tmp_path, data):
+    out = tmp_path / "run"
+    assert run("train", data[0], "--out", out, *SMALL, "--epochs=1").exit_code == 0
+    for words, message in (
+        (("--preset=nonesuch",), "'nonesuch' is no preset; there are d2l, parikh, parikh-intra"),
+        (("--columns=a,b",), "--columns takes three names"),
+        (("--dropout=1",), "dropout must lie in [0, 1)"),
+        (("--resume",), "last.json"),
+        (("--vectors=nonesuch.txt",), "nonesuch.txt"),
+        (("--validation=nonesuch.jsonl",), "nonesuch.jsonl"),
+        (("--device=nonesuch",), "--device nonesuch"),
+        (("--out", out), "already holds a run"),
+        (("--out", out, "--resume", "--dropout=0.5", "--lower"), "leave out dropout, lower"),
+        (("--out", data[0], *SMALL), str(data[0])),
+    ):
+        result = run("train", data[0], "--out", tmp_path / "other", *words)
+        assert result.exit_code == 1, words
+        assert message in " ".join(result.stderr.split()), words
+        assert not (tmp_path / "other").exists()
+    assert run("evaluate", tmp_path / "other", data[1]).exit_code == 1
