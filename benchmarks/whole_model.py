@@ -149,6 +149,25 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(row[:-1]) + " |" for row in rows)
 
 
+HEADLINE = (
+    "{} times as fast as d2l's own model in training ({} under autocast to bfloat16), {} times in inference, "
+    "and {} times with the model frozen ({} in bfloat16)"
+)
+IN_HEADLINE = (
+    ("training step", "packed"),
+    ("training step", "packed, autocast"),
+    ("inference", "packed"),
+    ("inference", "frozen"),
+    ("inference", "frozen, bfloat16"),
+)
+
+
+def headline(lines: list[dict[str, Any]]) -> str:
+    """What the README says first, of the latest results on a processor."""
+    latest = {(line["case"], line["contender"]): line["p50"] for line in lines}
+    return HEADLINE.format(*(f"{latest[case, BASELINE] / latest[case, name]:.1f}" for case, name in IN_HEADLINE))
+
+
 def _rows(lines: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     latest: dict[tuple[str, bool], dict[str, dict[str, Any]]] = {}
     for line in lines:
