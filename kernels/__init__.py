@@ -8,13 +8,22 @@ if __name__ != "coalign.kernels":
 
 from .api import SoftAlignment, SoftAlignmentWithLse, explain, soft_align, soft_align_packed
 from .dispatch import BACKENDS, BackendUnavailable
+from .matches import Matches, dual_softmax_matches
+from .one_way import soft_align_one_way
+from .weights import AlignmentWeights, alignment_weights, dual_softmax
 
 __all__ = [
     "BACKENDS",
+    "AlignmentWeights",
     "BackendUnavailable",
+    "Matches",
     "SoftAlignment",
     "SoftAlignmentWithLse",
+    "alignment_weights",
+    "dual_softmax",
+    "dual_softmax_matches",
     "explain",
     "soft_align",
+    "soft_align_one_way",
     "soft_align_packed",
 ]

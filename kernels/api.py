@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import dispatch, ops
 from .problem import Alignment, Problem, Side
+from .scale import scaled
 
 _OPERANDS = ("f_a", "f_b", "a", "b")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -38,7 +39,7 @@ def soft_align(
     f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, *,
     mask_a: Tensor | None = None, mask_b: Tensor | None = None,
     lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
-    scale: float = 1.0, bias: Tensor | None = None,
+    scale: float | Tensor = 1.0, bias: Tensor | None = None,
     return_lse: Literal[False] = False, backend: str | None = None,
 ) -> SoftAlignment: ...
 @overload
@@ -46,14 +47,14 @@ def soft_align(
     f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, *,
     mask_a: Tensor | None = None, mask_b: Tensor | None = None,
     lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
-    scale: float = 1.0, bias: Tensor | None = None,
+    scale: float | Tensor = 1.0, bias: Tensor | None = None,
     return_lse: Literal[True], backend: str | None = None,
 ) -> SoftAlignmentWithLse: ...
 def soft_align(
     f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, *,
     mask_a: Tensor | None = None, mask_b: Tensor | None = None,
     lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
-    scale: float = 1.0, bias: Tensor | None = None,
+    scale: float | Tensor = 1.0, bias: Tensor | None = None,
     return_lse: bool = False, backend: str | None = None,
 ) -> SoftAlignment | SoftAlignmentWithLse:
     # fmt: on
@@ -76,7 +77,8 @@ def soft_align(
         lengths_a, lengths_b: (*batch,) integers: the first so many rows are tokens. A side takes a mask or
             lengths, not both; lengths let kernels skip work. Values are checked on the CPU; on a GPU, where
             looking would stall the stream, they are clamped to 0..m.
-        scale: a factor on the scores; must be finite.
+        scale: a factor on the scores: a finite number, or a floating-point tensor that broadcasts to (*batch), one
+            for each pair or head, with a gradient: a temperature to be learned. Its values are not looked at.
         bias: broadcastable to (*batch, m, n), in the operands' dtype or float32: added to the scores, with a
             gradient. -inf forbids a pairing.
         return_lse: also return the two log-sum-exps (natural logarithm; float32, or float64 for float64).
@@ -93,11 +95,11 @@ def soft_align(
         ValueError: a shape, a length or a name does not fit; both mask and lengths were given.
         BackendUnavailable: the backend named can't serve this call; the message says why.
     """
-    a_side, b_side, bias = _padded(f_a, f_b, a, b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
+    a_side, b_side, bias, factor = _padded(f_a, f_b, a, b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
     if f_a.ndim in (3, 4):
-        found = ops.align(a_side, b_side, bias, float(scale), backend)
+        found = ops.align(a_side, b_side, bias, factor, backend)
     else:
-        found = ops.align(_fold(a_side), _fold(b_side), _fold_bias(bias, f_a), float(scale), backend)
+        found = ops.align(_fold(a_side), _fold(b_side), _fold_bias(bias, f_a), factor, backend)
         batch = f_a.shape[:-2]
         found = Alignment(*(t.reshape(*batch, *t.shape[k:]) for t, k in zip(found, (-2, -2, -1, -1), strict=True)))
     return SoftAlignmentWithLse(*found) if return_lse else SoftAlignment(found.beta, found.alpha)
@@ -108,18 +110,18 @@ def soft_align(
 def soft_align_packed(
     f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor,
     offsets_a: Tensor, offsets_b: Tensor, max_length_a: int, max_length_b: int, *,
-    scale: float = 1.0, return_lse: Literal[False] = False, backend: str | None = None,
+    scale: float | Tensor = 1.0, return_lse: Literal[False] = False, backend: str | None = None,
 ) -> SoftAlignment: ...
 @overload
 def soft_align_packed(
     f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor,
     offsets_a: Tensor, offsets_b: Tensor, max_length_a: int, max_length_b: int, *,
-    scale: float = 1.0, return_lse: Literal[True], backend: str | None = None,
+    scale: float | Tensor = 1.0, return_lse: Literal[True], backend: str | None = None,
 ) -> SoftAlignmentWithLse: ...
 def soft_align_packed(
     f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor,
     offsets_a: Tensor, offsets_b: Tensor, max_length_a: int, max_length_b: int, *,
-    scale: float = 1.0, return_lse: bool = False, backend: str | None = None,
+    scale: float | Tensor = 1.0, return_lse: bool = False, backend: str | None = None,
 ) -> SoftAlignment | SoftAlignmentWithLse:
     # fmt: on
     """`soft_align` of many pairs whose tokens lie one after another, with no padding.
@@ -134,7 +136,8 @@ def soft_align_packed(
         max_length_a, max_length_b: the rows of the longest pair, or more. A kernel picks its tiles by them.
             Offsets and lengths are held against each other on the CPU only; a GPU is not asked, and there a
             max_length that is too small leaves rows unwritten.
-        scale, return_lse, backend: as in `soft_align`.
+        scale: a finite number, or a tensor () with a gradient.
+        return_lse, backend: as in `soft_align`.
 
     Returns:
         beta (total_a, d_b) and alpha (total_b, d_a), and with return_lse lse_a (total_a,) and lse_b (total_b,).
@@ -159,9 +162,8 @@ def soft_align_packed(
             "offsets_a and offsets_b must describe the same number of pairs; they have "
             f"{offsets_a.shape[0]} and {offsets_b.shape[0]} entries"
         )
-    found = ops.align(
-        Side(f_a, a, offsets_a, max_length_a), Side(f_b, b, offsets_b, max_length_b), None, float(scale), backend
-    )
+    a_side, factor = _scaled(Side(f_a, a, offsets_a, max_length_a), scale)
+    found = ops.align(a_side, Side(f_b, b, offsets_b, max_length_b), None, factor, backend)
     return SoftAlignmentWithLse(*found) if return_lse else SoftAlignment(found.beta, found.alpha)
 
 
@@ -170,7 +172,7 @@ def explain(
     f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, *,
     mask_a: Tensor | None = None, mask_b: Tensor | None = None,
     lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
-    scale: float = 1.0, bias: Tensor | None = None,
+    scale: float | Tensor = 1.0, bias: Tensor | None = None,
     return_lse: bool = False, backend: str | None = None,
 ) -> str:
     # fmt: on
@@ -179,7 +181,7 @@ def explain(
     Returns:
         A table as text, a line a backend; where an operand requires grad, a second one for the backward pass.
     """
-    a_side, b_side, bias = _padded(f_a, f_b, a, b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
+    a_side, b_side, bias, _ = _padded(f_a, f_b, a, b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
     a_side, b_side, bias = _fold(a_side), _fold(b_side), _fold_bias(bias, f_a)
     passes = (False, True) if any(t.requires_grad for t in (f_a, f_b, a, b)) else (False,)
     return "\n".join(dispatch.explain(Problem.of(a_side, b_side, bias, backward), backend) for backward in passes)
@@ -190,8 +192,8 @@ def _padded(
     f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor,
     mask_a: Tensor | None, mask_b: Tensor | None,
     lengths_a: Tensor | None, lengths_b: Tensor | None,
-    scale: float, bias: Tensor | None,
-) -> tuple[Side, Side, Tensor | None]:
+    scale: float | Tensor, bias: Tensor | None,
+) -> tuple[Side, Side, Tensor | None, float]:
     # fmt: on
     """Check every argument of `soft_align`, and expand what broadcasts."""
     f_a, f_b, a, b = _operands(f_a, f_b, a, b, packed=False)
@@ -205,7 +207,30 @@ def _padded(
             raise TypeError(f"bias must be {like}, not {bias.dtype}")
         whole = _expand("bias", bias, (*f_a.shape[:-1], f_b.shape[-2]), "(*batch, m, n)")
         bias = bias if f_a.ndim in (3, 4) else whole
-    return Side(f_a, a, extent_a, f_a.shape[-2]), Side(f_b, b, extent_b, f_b.shape[-2]), bias
+    a_side, factor = _scaled(Side(f_a, a, extent_a, f_a.shape[-2]), scale)
+    return a_side, Side(f_b, b, extent_b, f_b.shape[-2]), bias, factor
+
+
+# fmt: off
+def padded_features(
+    f_a: Tensor, f_b: Tensor,
+    mask_a: Tensor | None, mask_b: Tensor | None,
+    lengths_a: Tensor | None, lengths_b: Tensor | None,
+    scale: float | Tensor, bias: Tensor | None,
+) -> tuple[Side, Side, Tensor | None, float]:
+    # fmt: on
+    """The arguments of a call without values, checked as `soft_align` checks them."""
+    return _padded(f_a, f_b, f_a, f_b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
+
+
+def _scaled(side: Side, scale: float | Tensor) -> tuple[Side, float]:
+    """The side and the factor that is left to the kernel: a tensor scale goes into f."""
+    if not isinstance(scale, Tensor):
+        return side, float(scale)
+    _check_tensor("scale", scale, side.f)
+    if not scale.is_floating_point():
+        raise TypeError(f"scale must be a number or a floating-point tensor, not {scale.dtype}")
+    return scaled(side, _expand("scale", scale, side.f.shape[:-2], "f_a's batch dimensions")), 1.0
 
 
 def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -275,9 +300,11 @@ def _check_place(name: str, device: torch.device, layout: torch.layout, expected
         raise TypeError(f"{name} must be on {expected}, like f_a, not on {device}")
 
 
-def _check_scale(scale: float) -> None:
-    if isinstance(scale, Tensor) or not isinstance(scale, (int, float)):
-        raise TypeError(f"scale must be a number, not {type(scale).__name__}")
+def _check_scale(scale: float | Tensor) -> None:
+    if isinstance(scale, Tensor):
+        return
+    if not isinstance(scale, (int, float)):
+        raise TypeError(f"scale must be a number or a tensor, not {type(scale).__name__}")
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite, not {scale}")
 

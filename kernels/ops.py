@@ -11,12 +11,13 @@ operators on tensors that require grad therefore records no gradient; `soft_alig
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import dispatch, reference
+from . import dispatch, reference, transforms
 from .problem import Alignment, AlignmentGrads, OperandGrads, Problem, Side
 
 _OPERANDS = (
@@ -41,6 +42,11 @@ def align(a: Side, b: Side, bias: Tensor | None = None, scale: float = 1.0, back
 
     Sides are 3-d or 4-d when padded and 2-d when packed; bias is None or broadcasts to (*batch, m, n).
     """
+    if not torch.compiler.is_compiling():
+        if transforms.forward_mode():
+            return _tangents(a, b, bias, scale, backend)
+        if transforms.transforming():
+            return Alignment(*_Transformed.apply(*_flat(a, b, bias, scale, backend)))
     if torch.is_grad_enabled() and (
         a.f.requires_grad
         or b.f.requires_grad
@@ -75,9 +81,8 @@ def _backward(
     )
 
 
-# Absent from some future PyTorch, they leave every call to the operator, which is always right.
+# Absent from some future PyTorch, it leaves every call to the operator, which is always right.
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
-_transforms = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: True)
 
 
 def unobserved(arguments: tuple[Any, ...]) -> bool:
@@ -86,7 +91,7 @@ def unobserved(arguments: tuple[Any, ...]) -> bool:
     return (
         not torch.compiler.is_compiling()
         and _modes() == 0
-        and _transforms() is None
+        and not transforms.transforming()
         and _PLAIN.issuperset(map(type, arguments))
     )
 
@@ -121,6 +126,41 @@ class _SoftAlign(torch.autograd.Function):
         # summed over what was broadcast before it is rounded to the bias' own dtype
         dbias = found.bias.sum_to_size(bias.shape).to(bias.dtype) if bias_grad and found.bias is not None else None
         return found.f_a, found.f_b, found.a, found.b, None, None, dbias, None, None, None, None
+
+
+class _Transformed(torch.autograd.Function):
+    """The same for torch.func, which asks for another signature; see `transforms`."""
+
+    @staticmethod
+    def forward(*operands: Any) -> tuple[Tensor, ...]:
+        return tuple(_forward(*_sides(*operands)))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:7], *output)
+        ctx.rest = inputs[7:]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        a, b, bias, scale, _ = _sides(*saved[:7], *ctx.rest)
+        arguments = bias, scale, Alignment(*saved[7:]), AlignmentGrads(*grads), bias is not None
+        found = reference.backward(a, b, *arguments)
+        dbias = None if bias is None else found.bias.sum_to_size(bias.shape).to(bias.dtype)
+        return found.f_a, found.f_b, found.a, found.b, None, None, dbias, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *operands: Any) -> Any:
+        return transforms.fold(lambda *folded: align(*_sides(*folded)), info, in_dims, *operands)
+
+
+def _tangents(a: Side, b: Side, bias: Tensor | None, scale: float, backend: str | None) -> Alignment:
+    """The reference, through which forward mode goes; the checks come from a call without tangents."""
+    dispatch.requested(backend)
+    if _nothing_to_align(a, b):
+        with torch.no_grad():
+            return _forward(a, b, bias, scale, backend)
+    return reference.forward(a, b, bias, scale)
 
 
 def _expanded(bias: Tensor | None, a: Side, b: Side) -> Tensor | None:
@@ -254,5 +294,8 @@ def _check_extents(a: Side, b: Side) -> None:
 
 _library.impl("soft_align", _registered, "CompositeExplicitAutograd")
 _library.impl("soft_align_backward", _registered_backward, "CompositeExplicitAutograd")
+torch.library.register_vmap(
+    "coalign::soft_align", partial(transforms.fold, torch.ops.coalign.soft_align.default), lib=_library
+)
 torch.library.register_fake("coalign::soft_align", _fake_soft_align, lib=_library)
 torch.library.register_fake("coalign::soft_align_backward", _fake_soft_align_backward, lib=_library)

@@ -37,6 +37,12 @@ class Side(NamedTuple):
             return "mask"
         return "offsets" if self.f.ndim == 2 else "lengths"
 
+    def keep(self) -> Tensor | None:
+        """Which rows of a padded side are tokens: (*batch, rows) bool, or None where all are."""
+        if self.extent is None or self.kind == "mask":
+            return self.extent
+        return torch.arange(self.length, device=self.f.device) < self.extent.unsqueeze(-1)
+
     @property
     def pairs(self) -> int:
         if self.f.ndim == 2:

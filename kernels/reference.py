@@ -61,9 +61,19 @@ def backward(
         return _backward(a, b, bias, scale, saved, grads, bias_grad)
 
 
+def weights(a: Side, b: Side, bias: Tensor | None, scale: float, log: bool = False) -> tuple[Tensor, Tensor]:
+    """P and Q of two padded sides, (*batch, m, n) each, in the dtype of the LSEs; or their logarithms."""
+    with _plain_arithmetic(a.f):
+        e = _scores(a, b, a.keep(), b.keep(), bias, scale)
+        if e.numel() == 0:
+            return e, e
+        (p, lse_a), (q, lse_b) = _softmax(e, -1), _softmax(e, -2)
+        return (e - _closed(lse_a).unsqueeze(-1), e - _closed(lse_b).unsqueeze(-2)) if log else (p, q)
+
+
 def _forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
     dtype = a.f.dtype
-    keep_a, keep_b = _keep(a), _keep(b)
+    keep_a, keep_b = a.keep(), b.keep()
     e = _scores(a, b, keep_a, keep_b, bias, scale)
     p, lse_a = _softmax(e, -1)
     q, lse_b = _softmax(e, -2)
@@ -78,7 +88,7 @@ def _backward(
     a: Side, b: Side, bias: Tensor | None, scale: float, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
 ) -> OperandGrads:
     dtype = a.f.dtype
-    keep_a, keep_b = _keep(a), _keep(b)
+    keep_a, keep_b = a.keep(), b.keep()
     e = _scores(a, b, keep_a, keep_b, bias, scale)
     p = torch.exp(e - _closed(saved.lse_a).unsqueeze(-1))
     q = torch.exp(e - _closed(saved.lse_b).unsqueeze(-2))
@@ -99,13 +109,6 @@ def _backward(
         b=(p.mT @ dbeta).to(dtype),
         bias=de if bias is not None and bias_grad else None,
     )
-
-
-def _keep(side: Side) -> Tensor | None:
-    """Which rows are tokens: (*batch, rows) bool, or None where all are."""
-    if side.extent is None or side.kind == "mask":
-        return side.extent
-    return torch.arange(side.length, device=side.f.device) < side.extent.unsqueeze(-1)
 
 
 def _tokens(x: Tensor, keep: Tensor | None) -> Tensor:

@@ -59,7 +59,7 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_same_bits(tmp_path, data):
             assert time.monotonic() < until
             time.sleep(0.02)
         first.send_signal(signal.SIGINT)
-        told = first.communicate(timeout=60)[1]
+        told = first.communicate(timeout=300)[1]
     finally:
         first.kill()
         first.communicate()
@@ -69,7 +69,7 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_same_bits(tmp_path, data):
     assert stopped.batch in (1, 2)  # within an epoch of three
     epochs = stopped.epoch + 3
     second = process("train", data[0], "--out", part, "--validation", data[1], "--resume", f"--epochs={epochs}")
-    said, told = second.communicate(timeout=120)
+    said, told = second.communicate(timeout=300)
     assert second.returncode == 0, told
     assert f"checkpoints in {part}" in said
     settings = (*SMALL, f"--epochs={epochs}")

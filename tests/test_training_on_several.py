@@ -75,7 +75,7 @@ def together(folder, words):
         process.start()
     try:
         for process in ranks:
-            process.join(timeout=60)
+            process.join(timeout=300)
     finally:
         for process in ranks:
             process.kill()
@@ -92,13 +92,13 @@ def curve(run):
 def test_two_processes_have_one_processs_curve_and_stop_and_go_on_together(tmp_path, corpora):  # noqa: F811
     run = tmp_path / "run"
     with launched(arguments(tmp_path, "--epochs=100000")) as child:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while not ((run / "log.csv").exists() and len(curve(run)) >= 2):
             assert child.poll() is None, child.communicate()
             assert time.monotonic() < until
             time.sleep(0.02)
         os.killpg(child.pid, signal.SIGINT)
-        told = child.communicate(timeout=60)[1]
+        told = child.communicate(timeout=300)[1]
         assert child.returncode != 0
     stopped = load_checkpoint(run / "last.json")
     assert told.count(f"stopped after step {stopped.step}; go on with --resume") == 1

@@ -3,11 +3,17 @@
 from ._version import __version__
 from .kernels import (
     BACKENDS,
+    AlignmentWeights,
     BackendUnavailable,
+    Matches,
     SoftAlignment,
     SoftAlignmentWithLse,
+    alignment_weights,
+    dual_softmax,
+    dual_softmax_matches,
     explain,
     soft_align,
+    soft_align_one_way,
     soft_align_packed,
 )
 from .model import (
@@ -23,17 +29,23 @@ from .model import (
 __all__ = [
     "BACKENDS",
     "Aggregate",
+    "AlignmentWeights",
     "Attend",
     "BackendUnavailable",
     "Compare",
     "DecomposableAttention",
     "FrozenDecomposableAttention",
     "IntraAttention",
+    "Matches",
     "PairBatch",
     "SoftAlignment",
     "SoftAlignmentWithLse",
     "__version__",
+    "alignment_weights",
+    "dual_softmax",
+    "dual_softmax_matches",
     "explain",
     "soft_align",
+    "soft_align_one_way",
     "soft_align_packed",
 ]

@@ -1,0 +1,75 @@
+"""Matches by dual softmax without its matrix: the log-sum-exps come from the fused operator, e by chunks of rows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .api import soft_align
+
+
+class Matches(NamedTuple):
+    """index (*batch, m) int64: the j matched to each i, or -1. score (*batch, m): P_ij Q_ij, 0 where there is none."""
+
+    index: Tensor
+    score: Tensor
+
+
+# fmt: off
+@torch.no_grad()
+def dual_softmax_matches(
+    f_a: Tensor, f_b: Tensor, *,
+    mask_a: Tensor | None = None, mask_b: Tensor | None = None,
+    lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
+    scale: float = 1.0, threshold: float = 0.0, chunk: int = 512, backend: str | None = None,
+) -> Matches:
+    # fmt: on
+    """Mutual best matches: i and j where P_ij Q_ij is the largest of its row and of its column.
+
+    The same as taking both maxima of `dual_softmax`, in memory of chunk x n in place of m x n. Ties go to the
+    smaller index. Not differentiable.
+
+    Args:
+        threshold: a match must score more than this; between 0 and 1.
+        chunk: rows of a taken at a time, at least 1.
+        Others as of `soft_align`, without the values.
+
+    Returns:
+        Matches(index, score): index (*batch, m) int64, -1 where i has no match; score (*batch, m), float32 or,
+        for float64, float64.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailable: as in `soft_align`.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, not {chunk}")
+    found = soft_align(
+        f_a, f_b, f_a[..., :1], f_b[..., :1], mask_a=mask_a, mask_b=mask_b, lengths_a=lengths_a,
+        lengths_b=lengths_b, scale=scale, return_lse=True, backend=backend,
+    )  # fmt: skip
+    lse_a, lse_b = found.lse_a, found.lse_b
+    m, n = lse_a.shape[-1], lse_b.shape[-1]
+    row_best, row_index = torch.full_like(lse_a, -torch.inf), torch.zeros_like(lse_a, dtype=torch.long)
+    if m == 0 or n == 0:
+        return Matches(row_index - 1, torch.zeros_like(lse_a))
+    column_best, column_index = torch.full_like(lse_b, -torch.inf), torch.zeros_like(lse_b, dtype=torch.long)
+    known_b = lse_b > -torch.inf
+    f_b = f_b.to(lse_b.dtype).masked_fill(~known_b.unsqueeze(-1), 0)
+    for start in range(0, m, chunk):
+        rows = slice(start, start + chunk)
+        known_a = lse_a[..., rows] > -torch.inf
+        f = f_a[..., rows, :].to(lse_a.dtype).masked_fill(~known_a.unsqueeze(-1), 0)
+        e = scale * (f @ f_b.mT)
+        both = (e - lse_a[..., rows].unsqueeze(-1)) + (e - lse_b.unsqueeze(-2))
+        both = both.masked_fill(~(known_a.unsqueeze(-1) & known_b.unsqueeze(-2)), -torch.inf)
+        row_best[..., rows], row_index[..., rows] = both.max(-1)
+        best, index = both.max(-2)
+        better = best > column_best
+        column_best = torch.where(better, best, column_best)
+        column_index = torch.where(better, index + start, column_index)
+    mutual = column_index.gather(-1, row_index) == torch.arange(m, device=f_a.device)
+    score = row_best.exp()
+    good = mutual & (row_best > -torch.inf) & (score > threshold)
+    return Matches(row_index.masked_fill(~good, -1), score.masked_fill(~good, 0))

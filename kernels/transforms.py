@@ -1,0 +1,67 @@
+"""The operator under torch.func and in forward mode: right whatever PyTorch differentiates it by.
+
+- vmap is a batch dimension more: `fold` moves it into the operands and the same backend serves, so the gradient of
+  what a vmap gave comes from the backends' kernels too.
+- Reverse mode inside torch.func (grad, vjp, jacrev, hessian) may be differentiated or mapped again, which no one
+  knows in advance: its gradient is the reference's formula, which stores e and can be.
+- Forward mode (jvp, jacfwd, torch.autograd.forward_ad) goes through the reference altogether.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+# Absent from some future PyTorch, they take every call to be a transformed one, which is always right.
+_interpreter = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: True)
+
+
+def transforming() -> bool:
+    """Whether a torch.func transform is at work."""
+    return _interpreter() is not None
+
+
+def forward_mode() -> bool:
+    """Whether somebody computes tangents."""
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+# fmt: off
+def fold(
+    call: Callable[..., tuple[Tensor, ...]], info: Any, in_dims: tuple[int | None, ...], *operands: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    # fmt: on
+    """The vmap rule of a call with coalign::soft_align's operands: the mapped dimension becomes a batch dimension."""
+    size = info.batch_size
+    f_a, f_b, a, b, extent_a, extent_b, bias = (
+        t if t is None else t.unsqueeze(0).expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+        for t, dim in zip(operands[:7], in_dims[:7], strict=True)
+    )
+    rows_a, rows_b = f_a.shape[:-1], f_b.shape[:-1]
+    if bias is not None:
+        whole = (*rows_a, f_b.shape[-2])
+        bias = bias.reshape(size, *(1,) * (len(whole) - bias.ndim), *bias.shape[1:]).expand(whole)
+    tensors = (f_a, f_b, a, b, extent_a, extent_b, bias)
+    if f_a.ndim == 3:  # packed: the mapped calls' rows lie one after another
+        joined = (_joined_offsets(extent_a, rows_a[1]), _joined_offsets(extent_b, rows_b[1]))
+        tensors = (*(t.flatten(0, 1) for t in tensors[:4]), *joined, None)
+    elif f_a.ndim == 5:  # pairs and heads: the mapped calls' pairs lie one after another
+        tensors = tuple(t if t is None else t.flatten(0, 1) for t in tensors)
+    beta, alpha, lse_a, lse_b = call(*tensors, *operands[7:])
+    found = (
+        beta.reshape(*rows_a, b.shape[-1]),
+        alpha.reshape(*rows_b, a.shape[-1]),
+        lse_a.reshape(rows_a),
+        lse_b.reshape(rows_b),
+    )
+    return found, (0, 0, 0, 0)
+
+
+def _joined_offsets(offsets: Tensor, total: int) -> Tensor:
+    """Offsets (calls, pairs + 1) into total rows each, as one list into all of them."""
+    starts = torch.arange(offsets.shape[0], device=offsets.device, dtype=offsets.dtype) * total
+    return torch.cat([offsets.new_zeros(1), (offsets[:, 1:] + starts.unsqueeze(1)).flatten()])

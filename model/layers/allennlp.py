@@ -1,0 +1,88 @@
+"""Decomposable attention as AllenNLP configures it: feed-forward networks of ReLU, masks, class scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from ...kernels import soft_align
+
+
+class AllenNlpDecomposableAttention(nn.Module):
+    """AllenNLP's DecomposableAttention behind its embedder, and loads the state dict of that part of it.
+
+    Names: _attend_feedforward._module._linear_layers.0 and so on. Leave the embedder's entries out, or load with
+    strict=False.
+
+    Args:
+        input_dim: the width of embedded words. hidden_dim: of f, g and the hidden layer of h.
+        num_labels: classes. dropout: behind every ReLU.
+    """
+
+    backend: str | None = None
+
+    def __init__(self, input_dim: int = 200, hidden_dim: int = 200, num_labels: int = 3, dropout: float = 0.2):
+        super().__init__()
+        twice = (hidden_dim, hidden_dim)
+        self._attend_feedforward = _EachPosition(_FeedForward(input_dim, twice, dropout))
+        self._compare_feedforward = _EachPosition(_FeedForward(2 * input_dim, twice, dropout))
+        self._aggregate_feedforward = _FeedForward(2 * hidden_dim, (hidden_dim, num_labels), dropout, last_linear=True)
+
+    # fmt: off
+    def forward(
+        self, premise: Tensor, hypothesis: Tensor,
+        premise_mask: Tensor | None = None, hypothesis_mask: Tensor | None = None,
+    ) -> Tensor:
+        # fmt: on
+        """premise (batch, m, input_dim), hypothesis (batch, n, input_dim), embedded -> label_logits (batch, labels).
+
+        Args:
+            premise_mask, hypothesis_mask: (batch, m), (batch, n), bool or 0 and 1; 1 is a token.
+
+        Raises:
+            TypeError, ValueError: as of `soft_align`.
+        """
+        mask_a, mask_b = (None if mask is None else mask != 0 for mask in (premise_mask, hypothesis_mask))
+        f_a, f_b = self._attend_feedforward(premise), self._attend_feedforward(hypothesis)
+        found = soft_align(f_a, f_b, premise, hypothesis, mask_a=mask_a, mask_b=mask_b, backend=self.backend)
+        sums = [
+            self._compared(premise, found.beta, mask_a),
+            self._compared(hypothesis, found.alpha, mask_b),
+        ]
+        scores: Tensor = self._aggregate_feedforward(torch.cat(sums, -1))
+        return scores
+
+    def _compared(self, x: Tensor, aligned: Tensor, mask: Tensor | None) -> Tensor:
+        compared: Tensor = self._compare_feedforward(torch.cat([x, aligned], -1))
+        return (compared if mask is None else compared.masked_fill(~mask.unsqueeze(-1), 0)).sum(1)
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, input_dim: int, widths: Sequence[int], dropout: float, last_linear: bool = False):
+        super().__init__()
+        sizes = [input_dim, *widths]
+        self._linear_layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
+        self._dropout = nn.Dropout(dropout)
+        self._last_linear = last_linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self._linear_layers):
+            x = layer(x)
+            if i + 1 < len(self._linear_layers) or not self._last_linear:
+                x = self._dropout(torch.relu(x))
+        return x
+
+
+class _EachPosition(nn.Module):
+    """Gives the network the name that AllenNLP's TimeDistributed gives it."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self._module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self._module(x)
+        return result

@@ -1,0 +1,170 @@
+"""torch.func and forward mode over the operator: vmap, grad, jacrev, jvp and what they make together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+
+from coalign import soft_align, soft_align_packed
+from coalign.testing import BUDGET, Case, error
+
+RAGGED = Case("ragged", 5, 4, batch=(3, 2), tokens_a=(5, 3, 1, 0, 2, 5), tokens_b=(1, 4, 2, 3, 4, 0))
+CASES = [
+    Case("one pair each", 5, 4, batch=(3,)),
+    Case("batched pairs", 5, 4, batch=(3, 2), bias="full"),
+    Case("batched heads", 5, 4, batch=(3, 2, 2)),
+    RAGGED.but(name="lengths", extent_a="lengths", extent_b="lengths"),
+    RAGGED.but(name="masks and one bias", extent_a="mask", extent_b="mask", bias="shared"),
+    Case("no rows", 0, 4, batch=(3,)),
+]
+WITH_CASES = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def mapped(operands):
+    """The operands of a case, which dimension of each vmap takes, and the call."""
+    tensors = operands.differentiable() | {k: v for k, v in operands.options.items() if k != "scale"}
+    in_dims = {name: None if name == "bias" and operands.case.bias == "shared" else 0 for name in tensors}
+    return tensors, in_dims
+
+
+@WITH_CASES
+def test_vmap_is_a_batch_dimension(case, backend):
+    """The same bits, forward and backward, from the same backend: no loop and no other formula."""
+    operands = case.operands(backend.device)
+    tensors, in_dims = mapped(operands)
+    leaves = list(operands.differentiable())
+    fixed = {"scale": case.scale, "return_lse": True, "backend": backend.name}
+
+    def call(t):
+        return tuple(soft_align(**t, **fixed))
+
+    results = []
+    for outputs in (vmap(call, (in_dims,))(tensors), call(tensors)):
+        gradients = torch.autograd.grad(outputs, [tensors[n] for n in leaves], operands.upstream)
+        results.append((*outputs, *gradients))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_vmap_of_the_plain_operator(backend):
+    """Over any dimension, with operands that all calls share."""
+    f_a, f_b, a, b = (torch.randn(s, device=backend.device) for s in ((2, 5, 3, 8), (2, 4, 8), (2, 5, 3, 6), (2, 4, 7)))
+    op = torch.ops.coalign.soft_align.default
+
+    def call(f_a, f_b, a, b):
+        return op(f_a, f_b, a, b, None, None, None, 5, 4, 0.5, backend.name)
+
+    found = vmap(call, (2, None, 2, None))(f_a, f_b, a, b)
+    for i in range(3):
+        for one, other in zip(found, call(f_a[:, :, i], f_b, a[:, :, i], b), strict=True):
+            assert torch.equal(one[i], other)
+
+
+def test_vmap_of_packed_pairs(backend):
+    case = Case("packed", 5, 4, batch=(2,), tokens_a=(5, 2), tokens_b=(1, 4), extent_a="packed", extent_b="packed")
+    many = [case.but(seed=seed).operands(backend.device) for seed in range(3)]
+    leaves = {n: torch.stack([getattr(o, n) for o in many]) for n in ("f_a", "f_b", "a", "b")}
+    offsets = {n: many[0].options[n] for n in ("offsets_a", "offsets_b")}
+    fixed = {"max_length_a": 5, "max_length_b": 4, "backend": backend.name}
+    found = vmap(lambda t: tuple(soft_align_packed(**t, **offsets, **fixed)))(leaves)
+    for i, operands in enumerate(many):
+        alone = soft_align_packed(operands.f_a, operands.f_b, operands.a, operands.b, **offsets, **fixed)
+        for one, other in zip(found, alone, strict=True):
+            assert torch.equal(one[i], other)
+
+
+def pair(device="cpu", dtype=torch.float64):
+    torch.manual_seed(0)
+    tensors = [torch.randn(s, device=device, dtype=dtype) for s in ((3, 2), (4, 2), (3, 2), (4, 3))]
+    return *tensors, torch.randn(3, 4, device=device, dtype=dtype)
+
+
+def call_with(backend=None, **options):
+    def call(f_a, f_b, a, b, bias):
+        return tuple(soft_align(f_a, f_b, a, b, bias=bias, scale=0.7, return_lse=True, backend=backend, **options))
+
+    return call
+
+
+EXTENTS = [{}, {"lengths_a": torch.tensor(2)}, {"mask_b": torch.tensor([True, False, True, True])}]
+
+
+@pytest.mark.parametrize("options", EXTENTS, ids=["full", "lengths", "mask"])
+def test_jacobians_agree(options):
+    """Reverse mode mapped, forward mode mapped, and rows taken one by one outside torch.func."""
+    inputs, call = pair(), call_with(**options)
+    finite = [t > -torch.inf for t in call(*inputs)]  # an LSE of -inf is no function of anything
+
+    def outputs(*tensors):
+        return tuple(t.where(k, 0) for t, k in zip(call(*tensors), finite, strict=True))
+
+    every = tuple(range(5))
+    by_rows = torch.autograd.functional.jacobian(outputs, inputs)
+    for found in (jacrev(outputs, every)(*inputs), jacfwd(outputs, every)(*inputs)):
+        for one, other in zip(found, by_rows, strict=True):
+            for x, y in zip(one, other, strict=True):
+                assert torch.allclose(x, y, rtol=1e-9, atol=1e-12)
+
+
+def test_hessian_against_plain_pytorch():
+    inputs = pair()
+
+    def loss(call):
+        return lambda f_a: sum(t.sin().sum() for t in call(f_a, *inputs[1:]))
+
+    def plain(f_a, f_b, a, b, bias):
+        e = 0.7 * f_a @ f_b.mT + bias
+        return e.softmax(-1) @ b, e.softmax(-2).mT @ a, e.logsumexp(-1), e.logsumexp(-2)
+
+    expected = hessian(loss(plain))(inputs[0])
+    assert torch.allclose(hessian(loss(call_with()))(inputs[0]), expected, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(jacrev(jacrev(loss(call_with())))(inputs[0]), expected, rtol=1e-9, atol=1e-12)
+    assert expected.abs().max() > 0.01
+
+
+def test_gradient_of_each_sample(backend):
+    """vmap over grad, as differentially private training and the like do it."""
+    inputs = [torch.stack([t, -t, 2 * t]) for t in pair(backend.device, torch.float32)]
+
+    def loss(*tensors):
+        return sum(t.sin().sum() for t in call_with(backend.name)(*tensors))
+
+    found = vmap(grad(loss, argnums=tuple(range(5))))(*inputs)
+    for i in range(3):
+        alone = [t[i].clone().requires_grad_() for t in inputs]
+        for one, other in zip(found, torch.autograd.grad(loss(*alone), alone), strict=True):
+            assert error(one[i], other.double().cpu()) <= BUDGET[torch.float32]
+
+
+@pytest.mark.parametrize("way", ["func", "dual numbers"])
+def test_forward_mode_against_finite_differences(way, backend):
+    inputs = pair(backend.device, torch.float32)
+    tangents = [torch.randn_like(t) for t in inputs]
+    call = call_with(backend.name)
+    if way == "func":
+        outputs, found = jvp(call, inputs, tuple(tangents))
+    else:
+        with forward_ad.dual_level():
+            duals = call(*(forward_ad.make_dual(t, g) for t, g in zip(inputs, tangents, strict=True)))
+            outputs, found = zip(*(forward_ad.unpack_dual(t) for t in duals), strict=True)
+    wide = [t.double() for t in inputs]
+    step = 1e-6
+    either_side = [call_with()(*(t + s * g for t, g in zip(wide, tangents, strict=True))) for s in (step, -step)]
+    for one, up, down in zip(found, *either_side, strict=True):
+        assert error(one, ((up - down) / (2 * step)).cpu()) <= 1e-5
+    for one, other in zip(outputs, call_with()(*wide), strict=True):
+        assert error(one, other.cpu()) <= BUDGET[torch.float32]
+
+
+def test_a_wrong_backend_is_refused_in_forward_mode():
+    inputs = pair()
+    with pytest.raises(ValueError, match="is no backend"):
+        jvp(call_with("cuda"), inputs, inputs)
+
+
+def test_forward_mode_of_nothing():
+    f, x = torch.randn(2, 0, 3), torch.randn(2, 4, 3)
+    outputs, tangents = jvp(lambda f, x: tuple(soft_align(f, x, f, x)), (f, x), (f, x))
+    assert all(t.shape == o.shape and not t.any() for t, o in zip(tangents, outputs, strict=True))
