@@ -12,6 +12,7 @@ from test_prediction import SMALL, TEXTS, made
 from typer.testing import CliRunner
 
 from coalign.cli import app
+from coalign.draw import print_alignment
 from coalign.draw_explanation import plot_explanation, print_explanation
 from coalign.draw_html import _STYLE
 
@@ -108,6 +109,21 @@ def test_the_terminal(run, monkeypatch):
         assert re.search(rf"{word} +{re.escape(f'{value:+.3f}')}", shown.stdout)
     assert "rows sum to 100" in shown.stdout
     assert "not in the vocabulary: " in shown.stdout
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_word_is_left_out_in_a_narrow_terminal(width):
+    """Each number of both tables is printed, however many parts they need."""
+    from rich.console import Console
+
+    premise, hypothesis = "a very long premise " * 10, "x " * 23 + "immeasurablyverylonghypotheticalword y " * 3
+    found = explain_pair(made(), premise, hypothesis)
+    console = Console(width=width, record=True)
+    print_alignment(found, console)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    cells = sum(len(re.findall(r"(?<!\S)(?:\d+|·)(?!\S)", line)) for line in lines if "sum to" not in line)
+    assert cells == 2 * len(found.premise) * len(found.hypothesis)
 
 
 class Page(HTMLParser):

@@ -113,6 +113,14 @@ def test_columns_are_read_as_training_reads_them(predictor):
     assert answers(predictor, named, pairs=columns)[0] == expected
 
 
+def test_the_files_first_lines_decide_for_a_share_that_begins_further_on():
+    both = line("two dogs", "a cat", sentence1="other", sentence2="words")
+    pairs = JsonPairs()
+    pairs.settle(io.BytesIO(b"{\n" + line("a", "b") + b"\n" + both))
+    assert pairs.read([both])[:2] == (["two dogs"], ["a cat"])
+    assert JsonPairs().read([both])[:2] == (["other"], ["words"])
+
+
 def test_long_lines(predictor, monkeypatch):
     """A line of 1 MB is read like any other; one beyond the limit is an error, and so much is never held."""
     long = "dogs " * 200_000

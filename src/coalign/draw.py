@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ class Alignment(Protocol):
     def q(self) -> Tensor: ...
 
 
+_CELL, _LONGEST = 5, 14  # characters: a percentage with the space around it, and of a word what is shown
 _TITLES = (
     "each premise word (row) over the hypothesis: rows sum to 100",
     "each hypothesis word (column) over the premise: columns sum to 100",
@@ -31,22 +33,37 @@ _TITLES = (
 
 
 def print_alignment(alignment: Alignment, console: Console) -> None:
-    """Both directions as tables of percentages, the darker the more."""
+    """Both directions as tables of percentages, the darker the more; in several parts where the console is narrow."""
+    premise, hypothesis = ([_shortened(w) for w in words] for words in (alignment.premise, alignment.hypothesis))
+    parts = [*_parts(hypothesis, console.width - max(map(len, premise)) - 1)]
     for title, weights in zip(_TITLES, (alignment.p, alignment.q), strict=True):
         console.print(f"\n[bold]{title}[/]", highlight=False)
-        console.print(_table(alignment, weights, console.width))
+        for part in parts:
+            console.print(_table(premise, hypothesis[part], weights[:, part]))
 
 
-def _table(alignment: Alignment, weights: Tensor, width: int) -> Table:
-    cell = 4
-    longest = max(map(len, alignment.premise))
-    room = (width - longest - 4) // max(1, len(alignment.hypothesis))
+def _shortened(word: str) -> str:
+    return word if len(word) <= _LONGEST else word[: _LONGEST - 1] + "…"
+
+
+def _parts(words: list[str], width: int) -> Iterator[slice]:
+    """Runs of words whose columns fit side by side."""
+    start, taken = 0, 0
+    for place, word in enumerate(words):
+        column = max(_CELL, len(word) + 2)
+        if taken + column > width and place > start:
+            yield slice(start, place)
+            start, taken = place, 0
+        taken += column
+    yield slice(start, len(words))
+
+
+def _table(premise: list[str], hypothesis: list[str], weights: Tensor) -> Table:
     table = Table(box=None, padding=(0, 0), pad_edge=False)
     table.add_column("", justify="right", no_wrap=True)
-    for word in alignment.hypothesis:
-        shown = word if len(word) < room or room <= cell else word[: room - 2] + "…"
-        table.add_column(Text(f" {shown} "), justify="center", no_wrap=True, min_width=cell)
-    for word, row in zip(alignment.premise, weights.tolist(), strict=True):
+    for word in hypothesis:
+        table.add_column(Text(f" {word} "), justify="center", no_wrap=True)
+    for word, row in zip(premise, weights.tolist(), strict=True):
         table.add_row(Text(f"{word} "), *(_cell(weight) for weight in row))
     return table
 
