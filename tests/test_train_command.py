@@ -15,6 +15,7 @@ from coalign.model.nli.examples import example_pairs
 from test_training import write_pairs
 from typer.testing import CliRunner
 
+from benchmarks import training
 from coalign.cli import app
 
 SMALL = (
@@ -167,3 +168,12 @@ def test_wishes_that_can_not_be_granted(tmp_path, data):
         assert message in " ".join(result.stderr.split()), words
         assert not (tmp_path / "other").exists()
     assert run("evaluate", tmp_path / "other", data[1]).exit_code == 1
+
+
+def test_the_rate_against_the_bare_step_is_measured(data, capsys, monkeypatch):
+    monkeypatch.setattr(training, "ROUNDS", 2)
+    training.main(str(data[0]))
+    found = json.loads(capsys.readouterr().out)
+    assert found["pairs"] == 45
+    assert [len(times) for times in found["samples"].values()] == [3, 3]  # the first one warms up
+    assert found["ratio"] == pytest.approx(found["command pairs/s"] / found["bare pairs/s"], rel=0.01)

@@ -2,11 +2,14 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from coalign.model.nli import Settings, Training, load_corpus
 
 SNLI = Path(__file__).parents[2] / "shared/data/snli_1.0/snli_1.0_dev.jsonl"
+pytestmark = pytest.mark.skipif(not SNLI.exists(), reason="the SNLI development file is not beside this checkout")
 SETTINGS = Settings(lower=True, batch_size=64, epochs=8)  # otherwise d2l's, with random vectors
 
 
@@ -28,8 +31,35 @@ def split_by_premise(folder, pairs, seed=0):
     return files
 
 
-def train(folder, settings, backend=None):
+def prepared(folder, settings, backend=None):
     training, validation = (load_corpus(file, settings.reading()) for file in split_by_premise(folder, 8000))
-    run = Training(settings, training, validation, folder / str(backend), backend=backend)
+    return Training(settings, training, validation, folder / str(backend), backend=backend)
+
+
+def test_it_learns_from_real_sentences(tmp_path):
+    """Half of the eight epochs after which three seeds reached 0.57, 0.59 and 0.58; a third is chance."""
+    run = prepared(tmp_path, replace(SETTINGS, epochs=4))
     run.run()
-    return run
+    assert len(run.training) == 8000
+    assert run.history[-1]["validation_accuracy"] > 0.5
+
+
+def test_the_plain_model_has_the_same_curve_on_real_sentences(tmp_path):
+    """At first to rounding; a step later differences of rounding are a little larger, and so on."""
+    curves = {}
+    for route in (None, "reference"):
+        losses = curves[route] = []
+        run = prepared(tmp_path, replace(SETTINGS, epochs=1, dropout=0.0), route)
+        run.run(lambda reached, losses=losses: losses.append(reached.loss))
+        curves[route].append(run.history[0]["validation_loss"])
+    fast, plain = curves.values()
+    assert fast[:8] == pytest.approx(plain[:8], rel=1e-5)
+    assert fast == pytest.approx(plain, rel=0.02)
+
+
+def test_no_premise_is_on_both_sides(tmp_path):
+    one, other = ({json.loads(line)["sentence1"] for line in file.read_text().splitlines()}
+                  for file in split_by_premise(tmp_path, 8000))  # fmt: skip
+    assert one
+    assert other
+    assert not one & other

@@ -119,7 +119,7 @@ class Settings:
         trained = [p for p in model.parameters() if p.requires_grad]
         if self.optimizer == "adagrad":
             return torch.optim.Adagrad(trained, self.learning_rate, initial_accumulator_value=0.1)
-        return torch.optim.Adam(trained, self.learning_rate)
+        return torch.optim.Adam(trained, self.learning_rate, fused=True)
 
 
 # Parikh et al. 2016, section 4, without intra-sentence attention. The paper counts steps; the epochs are not its
