@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 import torch
+from conftest import Backend
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from coalign import soft_align, soft_align_packed
 from coalign.testing import BUDGET, Case, Operands, error
@@ -80,6 +84,36 @@ def test_compile(backend, dynamic):
     if dynamic:
         with torch.compiler.set_stance("fail_on_recompile"):
             check_same(module, compiled, module_and_inputs(backend, batch=3, m=7, n=6)[1])
+
+
+def test_fifty_shapes_compile_twice():
+    """Once for the first shape and once for all others, forward and backward."""
+    torch._dynamo.reset()
+    module, inputs = module_and_inputs(Backend("native", "cpu"))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, backend=counter)
+    draw = random.Random(0)
+    for _ in range(50):
+        batch, m, n = (draw.randint(2, 40) for _ in range(3))
+        inputs = module_and_inputs(Backend("native", "cpu"), batch, m, n)[1]
+        beta, alpha = compiled(*inputs)
+        (beta.sum() + alpha.sum()).backward()
+        assert beta.shape == (batch, m, 12)
+    assert 1 <= counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_recomputes_the_same_bits(backend, reentrant):
+    module, inputs = module_and_inputs(backend)
+    results = []
+    for call in (module, lambda *x: checkpoint(module, *x, use_reentrant=reentrant)):
+        leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in inputs]
+        outputs = call(*leaves)
+        sum(o.square().sum() for o in outputs).backward()
+        results.append((*outputs, *(t.grad for t in leaves[:2]), *(p.grad.clone() for p in module.parameters())))
+        module.zero_grad()
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_compile_packed(backend):
