@@ -11,9 +11,9 @@ from .api import soft_align
 
 
 class Matches(NamedTuple):
-    """index (*batch, m) int64: the j matched to each i, or -1. score (*batch, m): P_ij Q_ij, 0 where there is none."""
+    """partner (*batch, m) int64: j for each i, or -1. score (*batch, m): P_ij Q_ij, 0 where there is none."""
 
-    index: Tensor
+    partner: Tensor
     score: Tensor
 
 
@@ -37,7 +37,7 @@ def dual_softmax_matches(
         Others as of `soft_align`, without the values.
 
     Returns:
-        Matches(index, score): index (*batch, m) int64, -1 where i has no match; score (*batch, m), float32 or,
+        Matches(partner, score): partner (*batch, m) int64, -1 where i has no match; score (*batch, m), float32 or,
         for float64, float64.
 
     Raises:

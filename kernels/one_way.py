@@ -28,6 +28,8 @@ def soft_align_one_way(
     Raises:
         TypeError, ValueError, BackendUnavailable: as in `soft_align`.
     """
-    options = {"mask_a": mask_a, "mask_b": mask_b, "lengths_a": lengths_a, "lengths_b": lengths_b}
     column = f_a.detach()[..., :1]
-    return soft_align(f_a, f_b, column, b, **options, scale=scale, bias=bias, backend=backend).beta
+    return soft_align(
+        f_a, f_b, column, b, mask_a=mask_a, mask_b=mask_b, lengths_a=lengths_a, lengths_b=lengths_b, scale=scale,
+        bias=bias, backend=backend,
+    ).beta  # fmt: skip

@@ -146,7 +146,7 @@ class _Transformed(torch.autograd.Function):
         a, b, bias, scale, _ = _sides(*saved[:7], *ctx.rest)
         arguments = bias, scale, Alignment(*saved[7:]), AlignmentGrads(*grads), bias is not None
         found = reference.backward(a, b, *arguments)
-        dbias = None if bias is None else found.bias.sum_to_size(bias.shape).to(bias.dtype)
+        dbias = None if bias is None or found.bias is None else found.bias.sum_to_size(bias.shape).to(bias.dtype)
         return found.f_a, found.f_b, found.a, found.b, None, None, dbias, None, None, None, None
 
     @staticmethod

@@ -37,10 +37,11 @@ def fold(
     # fmt: on
     """The vmap rule of a call with coalign::soft_align's operands: the mapped dimension becomes a batch dimension."""
     size = info.batch_size
-    f_a, f_b, a, b, extent_a, extent_b, bias = (
+    tensors: tuple[Any, ...] = tuple(
         t if t is None else t.unsqueeze(0).expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
         for t, dim in zip(operands[:7], in_dims[:7], strict=True)
     )
+    f_a, f_b, a, b, extent_a, extent_b, bias = tensors
     rows_a, rows_b = f_a.shape[:-1], f_b.shape[:-1]
     if bias is not None:
         whole = (*rows_a, f_b.shape[-2])

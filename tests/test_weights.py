@@ -88,10 +88,10 @@ def test_matches_are_the_maxima_of_the_matrix(case, chunk):
         here = matrix[tuple(pair)]
         if here[i, j] == here[i].max() == here[:, j].max():
             index[(*pair, i)], score[(*pair, i)] = j, here[i, j]
-    assert torch.equal(found.index, index)
+    assert torch.equal(found.partner, index)
     assert torch.allclose(found.score, score, rtol=1e-12)
     if case.m:
-        assert (found.index >= 0).any()
+        assert (found.partner >= 0).any()
 
 
 def test_matches_find_a_permutation_in_every_dtype(backend):
@@ -100,7 +100,7 @@ def test_matches_find_a_permutation_in_every_dtype(backend):
         f = torch.nn.functional.normalize(torch.randn(70, 32), dim=-1).to(backend.device, dtype)
         order = torch.randperm(70, device=backend.device)
         found = dual_softmax_matches(f, f[order], scale=40.0, chunk=16, backend=backend.name)
-        assert torch.equal(order[found.index], torch.arange(70, device=backend.device))
+        assert torch.equal(order[found.partner], torch.arange(70, device=backend.device))
         assert (found.score > 0.5).all()
 
 

@@ -44,7 +44,10 @@ class BiMultiHeadAttention(nn.Module):
         self.values_l_proj = nn.Linear(l_dim, embed_dim)
         self.out_v_proj = nn.Linear(embed_dim, v_dim)
         self.out_l_proj = nn.Linear(embed_dim, l_dim)
-        for layer in self.children():
+        for layer in (
+            *(self.v_proj, self.l_proj, self.values_v_proj, self.values_l_proj),
+            *(self.out_v_proj, self.out_l_proj),
+        ):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
