@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 import torch
-from coalign.model.nli import PRESETS, Checkpoint, JsonPairs, PairBatch, Predictor, load_corpus, predict_lines
+from coalign.model import PairBatch
+from coalign.model.nli import PRESETS, Checkpoint, JsonPairs, Predictor, load_corpus, predict_lines
 from coalign.model.nli.prediction_stream import _blocks
 
 from coalign.predict import PRECISIONS, _sink, _source, _telling
