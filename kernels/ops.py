@@ -155,7 +155,7 @@ class _Transformed(torch.autograd.Function):
 
 
 def _tangents(a: Side, b: Side, bias: Tensor | None, scale: float, backend: str | None) -> Alignment:
-    """The reference, through which forward mode goes; the checks come from a call without tangents."""
+    """The reference, through which forward mode goes. The values of lengths and offsets are not looked at here."""
     dispatch.requested(backend)
     if _nothing_to_align(a, b):
         with torch.no_grad():
