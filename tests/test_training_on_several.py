@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -62,13 +63,21 @@ def one_rank(rank, port, words, told):
         app(words)
 
 
+def free_port():
+    """A port below those that the system itself hands out: one of these might be taken before rank 0 listens, by a rank
+    that asks for it, which would then talk to itself."""
+    for port in random.Random().sample(range(12_000, 30_000), 100):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise OSError("there is no free port")
+
+
 def together(folder, words):
     """What torchrun would do, from a process that has imported everything. Exit codes, and what each rank told."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["coalign.cli", "torch._dynamo"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     told = [folder / f"rank{rank}.txt" for rank in range(2)]
     ranks = [server.Process(target=one_rank, args=(rank, port, words, told[rank])) for rank in range(2)]
     for process in ranks:
