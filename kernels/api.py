@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, overload
 
@@ -10,7 +9,9 @@ import torch
 from torch import Tensor
 
 from . import dispatch, ops
+from .checks import check_place, check_tensor, expand
 from .problem import Alignment, Problem, Side
+from .rules import check_scale, make_rule
 from .scale import scaled
 
 _OPERANDS = ("f_a", "f_b", "a", "b")
@@ -39,7 +40,8 @@ def soft_align(
     f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, *,
     mask_a: Tensor | None = None, mask_b: Tensor | None = None,
     lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
-    scale: float | Tensor = 1.0, bias: Tensor | None = None,
+    scale: float | Tensor = 1.0, bias: Tensor | None = None, clamp: float | None = None,
+    dropout: float | tuple[float, float] = 0.0, seed: Tensor | None = None,
     return_lse: Literal[False] = False, backend: str | None = None,
 ) -> SoftAlignment: ...
 @overload
@@ -47,20 +49,22 @@ def soft_align(
     f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, *,
     mask_a: Tensor | None = None, mask_b: Tensor | None = None,
     lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
-    scale: float | Tensor = 1.0, bias: Tensor | None = None,
+    scale: float | Tensor = 1.0, bias: Tensor | None = None, clamp: float | None = None,
+    dropout: float | tuple[float, float] = 0.0, seed: Tensor | None = None,
     return_lse: Literal[True], backend: str | None = None,
 ) -> SoftAlignmentWithLse: ...
 def soft_align(
     f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, *,
     mask_a: Tensor | None = None, mask_b: Tensor | None = None,
     lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
-    scale: float | Tensor = 1.0, bias: Tensor | None = None,
+    scale: float | Tensor = 1.0, bias: Tensor | None = None, clamp: float | None = None,
+    dropout: float | tuple[float, float] = 0.0, seed: Tensor | None = None,
     return_lse: bool = False, backend: str | None = None,
 ) -> SoftAlignment | SoftAlignmentWithLse:
     # fmt: on
     """Align two sequences softly, both ways, from one score matrix.
 
-        e_ij  = scale * f_a_i · f_b_j + bias_ij
+        e_ij  = clip(scale * f_a_i · f_b_j, ±clamp) + bias_ij
         β_i   = Σ_j softmax_j(e_i·)_j b_j         lse_a_i = log Σ_j exp e_ij
         α_j   = Σ_i softmax_i(e_·j)_i a_i         lse_b_j = log Σ_i exp e_ij
 
@@ -81,6 +85,13 @@ def soft_align(
             for each pair or head, with a gradient: a temperature to be learned. Its values are not looked at.
         bias: broadcastable to (*batch, m, n), in the operands' dtype or float32: added to the scores, with a
             gradient. -inf forbids a pairing.
+        clamp: hold f_a · f_b, times the scale, between -clamp and clamp, as torch.clamp does: beyond them the scores
+            pass no gradient. A number above 0.
+        dropout: the share of weights that are dropped, at random, and by whose complement the others are divided:
+            softmax(e) in β and in α, each by itself, or (p, q), p of β's weights and q of α's. 0 to 1. LSEs are of
+            all weights. It is applied whenever it is given: pass 0 where a model is not training.
+        seed: a tensor () of int64 on the operands' device, from which follows what is dropped: the same again in the
+            backward pass, in every backend, padded or packed. None draws one from torch's generator in each call.
         return_lse: also return the two log-sum-exps (natural logarithm; float32, or float64 for float64).
         backend: "triton", "native" or "reference": that one or an error. None takes the first that can (`explain`).
 
@@ -96,10 +107,11 @@ def soft_align(
         BackendUnavailable: the backend named can't serve this call; the message says why.
     """
     a_side, b_side, bias, factor = _padded(f_a, f_b, a, b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
+    rule = make_rule(factor, clamp, dropout, seed, f_a)
     if f_a.ndim in (3, 4):
-        found = ops.align(a_side, b_side, bias, factor, backend)
+        found = ops.align(a_side, b_side, bias, rule, backend)
     else:
-        found = ops.align(_fold(a_side), _fold(b_side), _fold_bias(bias, f_a), factor, backend)
+        found = ops.align(_fold(a_side), _fold(b_side), _fold_bias(bias, f_a), rule, backend)
         batch = f_a.shape[:-2]
         found = Alignment(*(t.reshape(*batch, *t.shape[k:]) for t, k in zip(found, (-2, -2, -1, -1), strict=True)))
     return SoftAlignmentWithLse(*found) if return_lse else SoftAlignment(found.beta, found.alpha)
@@ -110,18 +122,24 @@ def soft_align(
 def soft_align_packed(
     f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor,
     offsets_a: Tensor, offsets_b: Tensor, max_length_a: int, max_length_b: int, *,
-    scale: float | Tensor = 1.0, return_lse: Literal[False] = False, backend: str | None = None,
+    scale: float | Tensor = 1.0, clamp: float | None = None,
+    dropout: float | tuple[float, float] = 0.0, seed: Tensor | None = None,
+    return_lse: Literal[False] = False, backend: str | None = None,
 ) -> SoftAlignment: ...
 @overload
 def soft_align_packed(
     f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor,
     offsets_a: Tensor, offsets_b: Tensor, max_length_a: int, max_length_b: int, *,
-    scale: float | Tensor = 1.0, return_lse: Literal[True], backend: str | None = None,
+    scale: float | Tensor = 1.0, clamp: float | None = None,
+    dropout: float | tuple[float, float] = 0.0, seed: Tensor | None = None,
+    return_lse: Literal[True], backend: str | None = None,
 ) -> SoftAlignmentWithLse: ...
 def soft_align_packed(
     f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor,
     offsets_a: Tensor, offsets_b: Tensor, max_length_a: int, max_length_b: int, *,
-    scale: float | Tensor = 1.0, return_lse: bool = False, backend: str | None = None,
+    scale: float | Tensor = 1.0, clamp: float | None = None,
+    dropout: float | tuple[float, float] = 0.0, seed: Tensor | None = None,
+    return_lse: bool = False, backend: str | None = None,
 ) -> SoftAlignment | SoftAlignmentWithLse:
     # fmt: on
     """`soft_align` of many pairs whose tokens lie one after another, with no padding.
@@ -137,7 +155,7 @@ def soft_align_packed(
             Offsets and lengths are held against each other on the CPU only; a GPU is not asked, and there a
             max_length that is too small leaves rows unwritten.
         scale: a finite number, or a tensor () with a gradient.
-        return_lse, backend: as in `soft_align`.
+        clamp, dropout, seed, return_lse, backend: as in `soft_align`.
 
     Returns:
         beta (total_a, d_b) and alpha (total_b, d_a), and with return_lse lse_a (total_a,) and lse_b (total_b,).
@@ -146,9 +164,9 @@ def soft_align_packed(
         TypeError, ValueError, BackendUnavailable: as in `soft_align`.
     """
     f_a, f_b, a, b = _operands(f_a, f_b, a, b, packed=True)
-    _check_scale(scale)
+    check_scale(scale)
     for letter, offsets, length in (("a", offsets_a, max_length_a), ("b", offsets_b, max_length_b)):
-        _check_tensor(f"offsets_{letter}", offsets, f_a)
+        check_tensor(f"offsets_{letter}", offsets, f_a)
         if offsets.dtype != torch.int32:
             raise TypeError(f"offsets_{letter} must be int32, not {offsets.dtype}; use offsets.int()")
         if offsets.ndim != 1 or offsets.shape[0] < 1:
@@ -163,7 +181,8 @@ def soft_align_packed(
             f"{offsets_a.shape[0]} and {offsets_b.shape[0]} entries"
         )
     a_side, factor = _scaled(Side(f_a, a, offsets_a, max_length_a), scale)
-    found = ops.align(a_side, Side(f_b, b, offsets_b, max_length_b), None, factor, backend)
+    rule = make_rule(factor, clamp, dropout, seed, f_a)
+    found = ops.align(a_side, Side(f_b, b, offsets_b, max_length_b), None, rule, backend)
     return SoftAlignmentWithLse(*found) if return_lse else SoftAlignment(found.beta, found.alpha)
 
 
@@ -172,7 +191,8 @@ def explain(
     f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, *,
     mask_a: Tensor | None = None, mask_b: Tensor | None = None,
     lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
-    scale: float | Tensor = 1.0, bias: Tensor | None = None,
+    scale: float | Tensor = 1.0, bias: Tensor | None = None, clamp: float | None = None,
+    dropout: float | tuple[float, float] = 0.0, seed: Tensor | None = None,
     return_lse: bool = False, backend: str | None = None,
 ) -> str:
     # fmt: on
@@ -181,7 +201,8 @@ def explain(
     Returns:
         A table as text, a line a backend; where an operand requires grad, a second one for the backward pass.
     """
-    a_side, b_side, bias, _ = _padded(f_a, f_b, a, b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
+    a_side, b_side, bias, factor = _padded(f_a, f_b, a, b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
+    make_rule(factor, clamp, dropout, seed, f_a)
     a_side, b_side, bias = _fold(a_side), _fold(b_side), _fold_bias(bias, f_a)
     passes = (False, True) if any(t.requires_grad for t in (f_a, f_b, a, b)) else (False,)
     return "\n".join(dispatch.explain(Problem.of(a_side, b_side, bias, backward), backend) for backward in passes)
@@ -197,15 +218,15 @@ def _padded(
     # fmt: on
     """Check every argument of `soft_align`, and expand what broadcasts."""
     f_a, f_b, a, b = _operands(f_a, f_b, a, b, packed=False)
-    _check_scale(scale)
+    check_scale(scale)
     extent_a = _extent("a", f_a, mask_a, lengths_a)
     extent_b = _extent("b", f_b, mask_b, lengths_b)
     if bias is not None:
-        _check_tensor("bias", bias, f_a)
+        check_tensor("bias", bias, f_a)
         if bias.dtype not in (f_a.dtype, torch.float32):
             like = f"{f_a.dtype}, like f_a" + ("" if f_a.dtype == torch.float32 else ", or torch.float32")
             raise TypeError(f"bias must be {like}, not {bias.dtype}")
-        whole = _expand("bias", bias, (*f_a.shape[:-1], f_b.shape[-2]), "(*batch, m, n)")
+        whole = expand("bias", bias, (*f_a.shape[:-1], f_b.shape[-2]), "(*batch, m, n)")
         bias = bias if f_a.ndim in (3, 4) else whole
     a_side, factor = _scaled(Side(f_a, a, extent_a, f_a.shape[-2]), scale)
     return a_side, Side(f_b, b, extent_b, f_b.shape[-2]), bias, factor
@@ -227,10 +248,10 @@ def _scaled(side: Side, scale: float | Tensor) -> tuple[Side, float]:
     """The side and the factor that is left to the kernel: a tensor scale goes into f."""
     if not isinstance(scale, Tensor):
         return side, float(scale)
-    _check_tensor("scale", scale, side.f)
+    check_tensor("scale", scale, side.f)
     if not scale.is_floating_point():
         raise TypeError(f"scale must be a number or a floating-point tensor, not {scale.dtype}")
-    return scaled(side, _expand("scale", scale, side.f.shape[:-2], "f_a's batch dimensions")), 1.0
+    return scaled(side, expand("scale", scale, side.f.shape[:-2], "f_a's batch dimensions")), 1.0
 
 
 def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -262,7 +283,7 @@ def _check_operands(packed: bool, *described: Any) -> None:
     sizes, dtypes, devices, layouts = (described[i : i + 4] for i in (0, 4, 8, 12))
     shapes = [tuple(size) for size in sizes]
     for name, device, layout in zip(_OPERANDS, devices, layouts, strict=True):
-        _check_place(name, device, layout, devices[0])
+        check_place(name, device, layout, devices[0])
     if dtypes[0] not in DTYPES:
         raise TypeError(f"f_a must be float32, bfloat16, float16 or float64, not {dtypes[0]}")
     for name, dtype, shape in zip(_OPERANDS, dtypes, shapes, strict=True):
@@ -287,54 +308,21 @@ def _check_operands(packed: bool, *described: Any) -> None:
         )
 
 
-def _check_tensor(name: str, value: object, like: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")
-    _check_place(name, value.device, value.layout, like.device)
-
-
-def _check_place(name: str, device: torch.device, layout: torch.layout, expected: torch.device) -> None:
-    if layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense (strided) tensor, not {layout}")
-    if device != expected:
-        raise TypeError(f"{name} must be on {expected}, like f_a, not on {device}")
-
-
-def _check_scale(scale: float | Tensor) -> None:
-    if isinstance(scale, Tensor):
-        return
-    if not isinstance(scale, (int, float)):
-        raise TypeError(f"scale must be a number or a tensor, not {type(scale).__name__}")
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be finite, not {scale}")
-
-
 def _extent(letter: str, f: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:
     """What says which rows of a padded side are tokens, checked and expanded."""
     if mask is not None and lengths is not None:
         raise ValueError(f"give mask_{letter} or lengths_{letter}, not both")
     if mask is not None:
-        _check_tensor(f"mask_{letter}", mask, f)
+        check_tensor(f"mask_{letter}", mask, f)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask_{letter} must be bool, True for a token, not {mask.dtype}; try mask != 0")
-        return _expand(f"mask_{letter}", mask, f.shape[:-1], f"f_{letter}'s shape but the last dimension")
+        return expand(f"mask_{letter}", mask, f.shape[:-1], f"f_{letter}'s shape but the last dimension")
     if lengths is not None:
-        _check_tensor(f"lengths_{letter}", lengths, f)
+        check_tensor(f"lengths_{letter}", lengths, f)
         if lengths.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"lengths_{letter} must be int32 or int64, not {lengths.dtype}")
-        return _expand(f"lengths_{letter}", lengths, f.shape[:-2], f"f_{letter}'s batch dimensions")
+        return expand(f"lengths_{letter}", lengths, f.shape[:-2], f"f_{letter}'s batch dimensions")
     return None
-
-
-def _expand(name: str, t: Tensor, shape: tuple[int, ...], meaning: str) -> Tensor:
-    if t.shape == torch.Size(shape):
-        return t
-    fits = t.ndim <= len(shape) and all(
-        have in (1, want) for have, want in zip(t.shape[::-1], shape[::-1], strict=False)
-    )
-    if not fits:
-        raise ValueError(f"{name} must broadcast to {tuple(shape)}, {meaning}; it is {tuple(t.shape)}")
-    return t.expand(shape)
 
 
 def _autocast(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

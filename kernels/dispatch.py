@@ -4,8 +4,8 @@ A backend is a module with four names:
 
     name                                    what users write in backend= and COALIGN_BACKEND
     unsupported(problem) -> list[str]       why it can't serve; empty when it can
-    forward(a, b, bias, scale)              -> Alignment
-    backward(a, b, bias, scale, saved, grads, bias_grad) -> OperandGrads
+    forward(a, b, bias, rule)               -> Alignment
+    backward(a, b, bias, rule, saved, grads, bias_grad) -> OperandGrads
 
 `BACKENDS` lists them fastest first; the first without a reason against it serves. The log-sum-exps mean the
 same in every backend, so one may serve the forward pass and another the backward pass. A backend that was
@@ -21,7 +21,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .problem import Alignment, AlignmentGrads, OperandGrads, Problem, Side
+from .problem import Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side
 
 BACKENDS = ("triton", "native", "reference")
 
@@ -31,14 +31,14 @@ class Backend(Protocol):
 
     def unsupported(self, problem: Problem) -> list[str]: ...
 
-    def forward(self, a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment: ...
+    def forward(self, a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment: ...
 
     def backward(
         self,
         a: Side,
         b: Side,
         bias: Tensor | None,
-        scale: float,
+        rule: Rule,
         saved: Alignment,
         grads: AlignmentGrads,
         bias_grad: bool,

@@ -12,7 +12,8 @@ def soft_align_one_way(
     f_a: Tensor, f_b: Tensor, b: Tensor, *,
     mask_a: Tensor | None = None, mask_b: Tensor | None = None,
     lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
-    scale: float | Tensor = 1.0, bias: Tensor | None = None, backend: str | None = None,
+    scale: float | Tensor = 1.0, bias: Tensor | None = None, clamp: float | None = None,
+    dropout: float = 0.0, seed: Tensor | None = None, backend: str | None = None,
 ) -> Tensor:
     # fmt: on
     """b aligned to each a_i, and nothing the other way; for α swap the sides (and transpose the bias).
@@ -31,5 +32,5 @@ def soft_align_one_way(
     column = f_a.detach()[..., :1]
     return soft_align(
         f_a, f_b, column, b, mask_a=mask_a, mask_b=mask_b, lengths_a=lengths_a, lengths_b=lengths_b, scale=scale,
-        bias=bias, backend=backend,
+        bias=bias, clamp=clamp, dropout=(dropout, 0.0), seed=seed, backend=backend,
     ).beta  # fmt: skip

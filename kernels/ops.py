@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference, transforms
-from .problem import Alignment, AlignmentGrads, OperandGrads, Problem, Side
+from .problem import PLAIN, Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side
 
+TENSORS, OPERANDS = 8, 15  # of what `_flat` gives, so many may be tensors
 _OPERANDS = (
     "Tensor f_a, Tensor f_b, Tensor a, Tensor b, Tensor? extent_a, Tensor? extent_b, Tensor? bias, "
-    "SymInt length_a, SymInt length_b, float scale, str? backend"
+    "Tensor? seed, SymInt length_a, SymInt length_b, float scale, float? clamp, float dropout_a, float dropout_b, "
+    "str? backend"
 )
 _library = torch.library.Library("coalign", "DEF")
 _library.define(
@@ -37,16 +39,21 @@ _library.define(
 )
 
 
-def align(a: Side, b: Side, bias: Tensor | None = None, scale: float = 1.0, backend: str | None = None) -> Alignment:
+# fmt: off
+def align(
+    a: Side, b: Side, bias: Tensor | None = None, rule: Rule = PLAIN, backend: str | None = None
+) -> Alignment:
+    # fmt: on
     """Align two checked sides; with a gradient where one is needed.
 
     Sides are 3-d or 4-d when padded and 2-d when packed; bias is None or broadcasts to (*batch, m, n).
     """
     if not torch.compiler.is_compiling():
-        if transforms.forward_mode():
-            return _tangents(a, b, bias, scale, backend)
-        if transforms.transforming():
-            return Alignment(*_Transformed.apply(*_flat(a, b, bias, scale, backend)))
+        transforming = transforms.transforming()
+        if transforms.forward_mode() or (transforming and rule.seed is not None):
+            return _by_reference(a, b, bias, rule, backend)
+        if transforming:
+            return Alignment(*_Transformed.apply(*_flat(a, b, bias, rule, backend)))
     if torch.is_grad_enabled() and (
         a.f.requires_grad
         or b.f.requires_grad
@@ -54,29 +61,29 @@ def align(a: Side, b: Side, bias: Tensor | None = None, scale: float = 1.0, back
         or b.x.requires_grad
         or (bias is not None and bias.requires_grad)
     ):
-        return Alignment(*_SoftAlign.apply(*_flat(a, b, bias, scale, backend)))
-    return _forward(a, b, bias, scale, backend)
+        return Alignment(*_SoftAlign.apply(*_flat(a, b, bias, rule, backend)))
+    return _forward(a, b, bias, rule, backend)
 
 
-def _forward(a: Side, b: Side, bias: Tensor | None, scale: float, backend: str | None) -> Alignment:
+def _forward(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: str | None) -> Alignment:
     bias = _expanded(bias, a, b)
-    if unobserved((*a, *b, bias)):
-        return _soft_align(a, b, bias, scale, backend)
-    return Alignment(*torch.ops.coalign.soft_align.default(*_flat(a, b, bias, scale, backend)))
+    if unobserved((*a, *b, bias, rule.seed)):
+        return _soft_align(a, b, bias, rule, backend)
+    return Alignment(*torch.ops.coalign.soft_align.default(*_flat(a, b, bias, rule, backend)))
 
 
 # fmt: off
 def _backward(
-    a: Side, b: Side, bias: Tensor | None, scale: float, backend: str | None,
+    a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: str | None,
     saved: Alignment, grads: AlignmentGrads, bias_grad: bool,
 ) -> OperandGrads:
     # fmt: on
     bias = _expanded(bias, a, b)
-    if unobserved((*a, *b, bias, *saved, *grads)):
-        return _soft_align_backward(a, b, bias, scale, backend, saved, grads, bias_grad)
+    if unobserved((*a, *b, bias, rule.seed, *saved, *grads)):
+        return _soft_align_backward(a, b, bias, rule, backend, saved, grads, bias_grad)
     return OperandGrads(
         *torch.ops.coalign.soft_align_backward.default(
-            *_flat(a, b, bias, scale, backend), *saved, *grads, bias_grad
+            *_flat(a, b, bias, rule, backend), *saved, *grads, bias_grad
         )
     )
 
@@ -103,15 +110,15 @@ class _SoftAlign(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *operands: Any) -> Alignment:
         outputs = _forward(*_sides(*operands))
-        ctx.save_for_backward(*operands[:7], *outputs)
-        ctx.rest = operands[7:]
+        ctx.save_for_backward(*operands[:TENSORS], *outputs)
+        ctx.rest = operands[TENSORS:]
         ctx.set_materialize_grads(False)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
-        operands, outputs = (*saved[:7], *ctx.rest), Alignment(*saved[7:])
+        operands, outputs = (*saved[:TENSORS], *ctx.rest), Alignment(*saved[TENSORS:])
         if all(g is None for g in grads):
             return (None,) * len(operands)
         dbeta, dalpha, dlse_a, dlse_b = grads
@@ -125,7 +132,7 @@ class _SoftAlign(torch.autograd.Function):
         found = _backward(*_sides(*operands), outputs, arrived, bias_grad)
         # summed over what was broadcast before it is rounded to the bias' own dtype
         dbias = found.bias.sum_to_size(bias.shape).to(bias.dtype) if bias_grad and found.bias is not None else None
-        return found.f_a, found.f_b, found.a, found.b, None, None, dbias, None, None, None, None
+        return found.f_a, found.f_b, found.a, found.b, None, None, dbias, *(None,) * 8
 
 
 class _Transformed(torch.autograd.Function):
@@ -137,30 +144,30 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:7], *output)
-        ctx.rest = inputs[7:]
+        ctx.save_for_backward(*inputs[:TENSORS], *output)
+        ctx.rest = inputs[TENSORS:]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
-        a, b, bias, scale, _ = _sides(*saved[:7], *ctx.rest)
-        arguments = bias, scale, Alignment(*saved[7:]), AlignmentGrads(*grads), bias is not None
+        a, b, bias, rule, _ = _sides(*saved[:TENSORS], *ctx.rest)
+        arguments = bias, rule, Alignment(*saved[TENSORS:]), AlignmentGrads(*grads), bias is not None
         found = reference.backward(a, b, *arguments)
         dbias = None if bias is None or found.bias is None else found.bias.sum_to_size(bias.shape).to(bias.dtype)
-        return found.f_a, found.f_b, found.a, found.b, None, None, dbias, None, None, None, None
+        return found.f_a, found.f_b, found.a, found.b, None, None, dbias, *(None,) * 8
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *operands: Any) -> Any:
         return transforms.fold(lambda *folded: align(*_sides(*folded)), info, in_dims, *operands)
 
 
-def _tangents(a: Side, b: Side, bias: Tensor | None, scale: float, backend: str | None) -> Alignment:
-    """The reference, through which forward mode goes. The values of lengths and offsets are not looked at here."""
+def _by_reference(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: str | None) -> Alignment:
+    """What PyTorch itself can transform in any way. The values of lengths and offsets are not looked at here."""
     dispatch.requested(backend)
     if _nothing_to_align(a, b):
         with torch.no_grad():
-            return _forward(a, b, bias, scale, backend)
-    return reference.forward(a, b, bias, scale)
+            return _forward(a, b, bias, rule, backend)
+    return reference.forward(a, b, bias, rule)
 
 
 def _expanded(bias: Tensor | None, a: Side, b: Side) -> Tensor | None:
@@ -174,8 +181,8 @@ def _differentiable_backward(
     operands: tuple[Any, ...], grads: tuple[Tensor | None, ...], needed: tuple[bool, ...]
 ) -> tuple[Any, ...]:
     """The same gradient through the reference, which PyTorch can differentiate again."""
-    a, b, bias, scale, _ = _sides(*operands)
-    outputs = reference.forward(a, b, bias, scale)
+    a, b, bias, rule, _ = _sides(*operands)
+    outputs = reference.forward(a, b, bias, rule)
     inputs = [t for t, n in zip(operands, needed, strict=True) if n]
     pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
     found = iter(
@@ -185,39 +192,44 @@ def _differentiable_backward(
 
 
 # fmt: off
-def _flat(a: Side, b: Side, bias: Tensor | None, scale: float, backend: str | None) -> tuple[Any, ...]:
+def _flat(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: str | None) -> tuple[Any, ...]:
     """The operators' operands in their order, which only this function and the next one know."""
-    return a.f, b.f, a.x, b.x, a.extent, b.extent, bias, a.length, b.length, scale, backend
+    return (
+        a.f, b.f, a.x, b.x, a.extent, b.extent, bias, rule.seed, a.length, b.length,
+        rule.scale, rule.clamp, rule.dropout_a, rule.dropout_b, backend,
+    )
 
 
 def _sides(
     f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, extent_a: Tensor | None, extent_b: Tensor | None,
-    bias: Tensor | None, length_a: int, length_b: int, scale: float, backend: str | None,
-) -> tuple[Side, Side, Tensor | None, float, str | None]:
-    return Side(f_a, a, extent_a, length_a), Side(f_b, b, extent_b, length_b), bias, scale, backend
+    bias: Tensor | None, seed: Tensor | None, length_a: int, length_b: int,
+    scale: float, clamp: float | None, dropout_a: float, dropout_b: float, backend: str | None,
+) -> tuple[Side, Side, Tensor | None, Rule, str | None]:
+    rule = Rule(scale, clamp, dropout_a, dropout_b, seed)
+    return Side(f_a, a, extent_a, length_a), Side(f_b, b, extent_b, length_b), bias, rule, backend
 # fmt: on
 
 
-def _soft_align(a: Side, b: Side, bias: Tensor | None, scale: float, name: str | None) -> Alignment:
+def _soft_align(a: Side, b: Side, bias: Tensor | None, rule: Rule, name: str | None) -> Alignment:
     if a.extent is not None or b.extent is not None:
         _check_extents(a, b)
     backend = dispatch.choose(Problem.of(a, b, bias), name)
     if _nothing_to_align(a, b):
         beta, alpha, lse_a, lse_b = _empty_alignment(a, b)
         return Alignment(beta.zero_(), alpha.zero_(), lse_a.fill_(-torch.inf), lse_b.fill_(-torch.inf))
-    return backend.forward(a, b, bias, scale)
+    return backend.forward(a, b, bias, rule)
 
 
 # fmt: off
 def _soft_align_backward(
-    a: Side, b: Side, bias: Tensor | None, scale: float, name: str | None,
+    a: Side, b: Side, bias: Tensor | None, rule: Rule, name: str | None,
     saved: Alignment, grads: AlignmentGrads, bias_grad: bool,
 ) -> OperandGrads:
     # fmt: on
     backend = dispatch.choose(Problem.of(a, b, bias, backward=True), name)
     if _nothing_to_align(a, b):
         return OperandGrads(*(t.zero_() for t in _empty_operand_grads(a, b, bias, bias_grad)))
-    return backend.backward(a, b, bias, scale, saved, grads, bias_grad)
+    return backend.backward(a, b, bias, rule, saved, grads, bias_grad)
 
 
 def _registered(*operands: Any) -> tuple[Tensor, ...]:
@@ -225,7 +237,8 @@ def _registered(*operands: Any) -> tuple[Tensor, ...]:
 
 
 def _registered_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    sides, saved, grads, bias_grad = arguments[:11], arguments[11:15], arguments[15:19], arguments[19]
+    *given, bias_grad = arguments
+    sides, saved, grads = given[:OPERANDS], given[OPERANDS:-4], given[-4:]
     *found, dbias = _soft_align_backward(*_sides(*sides), Alignment(*saved), AlignmentGrads(*grads), bias_grad)
     return *found, sides[0].new_empty(0) if dbias is None else dbias
 
@@ -236,8 +249,8 @@ def _fake_soft_align(*operands: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_soft_align_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    a, b, bias, *_ = _sides(*arguments[:11])
-    return _empty_operand_grads(a, b, bias, arguments[19])
+    a, b, bias, *_ = _sides(*arguments[:OPERANDS])
+    return _empty_operand_grads(a, b, bias, arguments[-1])
 
 
 def _empty_alignment(a: Side, b: Side) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -51,6 +51,23 @@ class Side(NamedTuple):
         return self.f.shape[:-2].numel()
 
 
+class Rule(NamedTuple):
+    """How scores are made of products, and what happens to weights.
+
+    scale: a factor on f_a · f_b. clamp: what is held within ±clamp after it, or None. dropout_a, dropout_b: the share
+    of P's and of Q's weights that are dropped (see `dropout`). seed: () int64 on the operands' device, where any are.
+    """
+
+    scale: float = 1.0
+    clamp: float | None = None
+    dropout_a: float = 0.0
+    dropout_b: float = 0.0
+    seed: Tensor | None = None
+
+
+PLAIN = Rule()
+
+
 class Alignment(NamedTuple):
     """What a forward pass gives: beta like f_a's rows, d_b wide; alpha like f_b's rows, d_a wide; LSEs."""
 

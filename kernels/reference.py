@@ -11,6 +11,10 @@ Backward, with δ_i = Σ_j P_ij dP_ij − dlse_a_i and γ_j = Σ_i Q_ij dQ_ij �
 
     dP = dβ bᵀ,  dQ = a dαᵀ,  de = P∘(dP − δ) + Q∘(dQ − γ)
     df_a = scale de f_b,  df_b = scale deᵀ f_a,  db = Pᵀ dβ,  da = Q dα,  dbias = de
+
+With dropout, P and Q stand multiplied by their `dropout.factors` wherever they weigh values, and dP and dQ are
+multiplied by them too. With a clamp, the product is held within it before the bias is added, and passes no gradient
+where it is beyond.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from .problem import Alignment, AlignmentGrads, OperandGrads, Problem, Side
+from .dropout import factors
+from .problem import Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side
 
 name = "reference"
 
@@ -31,17 +36,17 @@ def unsupported(problem: Problem) -> list[str]:
     return []
 
 
-def forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
+def forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
     with _plain_arithmetic(a.f):
         if a.kind == "offsets":
-            padded = _forward(_pad(a), _pad(b), bias, scale)
+            padded = _forward(_pad(a), _pad(b), bias, rule)
             unpack_a, unpack_b = _unpacker(a), _unpacker(b)
             return Alignment(*(u(t) for u, t in zip((unpack_a, unpack_b) * 2, padded, strict=True)))
-        return _forward(a, b, bias, scale)
+        return _forward(a, b, bias, rule)
 
 
 def backward(
-    a: Side, b: Side, bias: Tensor | None, scale: float, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
+    a: Side, b: Side, bias: Tensor | None, rule: Rule, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
 ) -> OperandGrads:
     with _plain_arithmetic(a.f):
         if a.kind == "offsets":
@@ -53,30 +58,35 @@ def backward(
                 lse_a=None if grads.lse_a is None else _pad_rows(grads.lse_a, a),
                 lse_b=None if grads.lse_b is None else _pad_rows(grads.lse_b, b),
             )
-            padded = _backward(_pad(a), _pad(b), bias, scale, padded_saved, padded_grads, False)
+            padded = _backward(_pad(a), _pad(b), bias, rule, padded_saved, padded_grads, False)
             unpack_a, unpack_b = _unpacker(a), _unpacker(b)
             return OperandGrads(
                 unpack_a(padded.f_a), unpack_b(padded.f_b), unpack_a(padded.a), unpack_b(padded.b), None
             )
-        return _backward(a, b, bias, scale, saved, grads, bias_grad)
+        return _backward(a, b, bias, rule, saved, grads, bias_grad)
 
 
-def weights(a: Side, b: Side, bias: Tensor | None, scale: float, log: bool = False) -> tuple[Tensor, Tensor]:
-    """P and Q of two padded sides, (*batch, m, n) each, in the dtype of the LSEs; or their logarithms."""
+def weights(a: Side, b: Side, bias: Tensor | None, rule: Rule, log: bool = False) -> tuple[Tensor, Tensor]:
+    """P and Q of two padded sides, (*batch, m, n) each, in the dtype of the LSEs; or logarithms, nothing dropped."""
     with _plain_arithmetic(a.f):
-        e = _scores(a, b, a.keep(), b.keep(), bias, scale)
+        e = _scores(a, b, a.keep(), b.keep(), bias, rule)
         if e.numel() == 0:
             return e, e
         (p, lse_a), (q, lse_b) = _softmax(e, -1), _softmax(e, -2)
-        return (e - _closed(lse_a).unsqueeze(-1), e - _closed(lse_b).unsqueeze(-2)) if log else (p, q)
+        if log:
+            return e - _closed(lse_a).unsqueeze(-1), e - _closed(lse_b).unsqueeze(-2)
+        kept_p, kept_q = _factors(e, rule)
+        return _dropped(p, kept_p), _dropped(q, kept_q)
 
 
-def _forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
+def _forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
     dtype = a.f.dtype
     keep_a, keep_b = a.keep(), b.keep()
-    e = _scores(a, b, keep_a, keep_b, bias, scale)
+    e = _scores(a, b, keep_a, keep_b, bias, rule)
     p, lse_a = _softmax(e, -1)
     q, lse_b = _softmax(e, -2)
+    kept_p, kept_q = _factors(e, rule)
+    p, q = _dropped(p, kept_p), _dropped(q, kept_q)
     beta = p @ _tokens(b.x, keep_b)
     alpha = q.mT @ _tokens(a.x, keep_a)
     if beta.requires_grad:  # autograd multiplies arriving gradients by p and q, where 0 * NaN would be NaN
@@ -85,16 +95,17 @@ def _forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
 
 
 def _backward(
-    a: Side, b: Side, bias: Tensor | None, scale: float, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
+    a: Side, b: Side, bias: Tensor | None, rule: Rule, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
 ) -> OperandGrads:
     dtype = a.f.dtype
     keep_a, keep_b = a.keep(), b.keep()
-    e = _scores(a, b, keep_a, keep_b, bias, scale)
+    e = _scores(a, b, keep_a, keep_b, bias, rule)
     p = torch.exp(e - _closed(saved.lse_a).unsqueeze(-1))
     q = torch.exp(e - _closed(saved.lse_b).unsqueeze(-2))
+    kept_p, kept_q = _factors(e, rule)
     dbeta, dalpha = _tokens(grads.beta, keep_a), _tokens(grads.alpha, keep_b)
-    dp = dbeta @ _tokens(b.x, keep_b).mT
-    dq = _tokens(a.x, keep_a) @ dalpha.mT
+    dp = _dropped(dbeta @ _tokens(b.x, keep_b).mT, kept_p)
+    dq = _dropped(_tokens(a.x, keep_a) @ dalpha.mT, kept_q)
     delta = (p * dp).sum(-1, keepdim=True)
     gamma = (q * dq).sum(-2, keepdim=True)
     if grads.lse_a is not None:
@@ -102,11 +113,14 @@ def _backward(
     if grads.lse_b is not None:
         gamma = gamma - _tokens(grads.lse_b.unsqueeze(-1), keep_b).mT
     de = p * (dp - delta) + q * (dq - gamma)
+    dproduct = rule.scale * de
+    if rule.clamp is not None:
+        dproduct = dproduct.masked_fill(_products(a, b, keep_a, keep_b, rule).abs() > rule.clamp, 0)
     return OperandGrads(
-        f_a=(scale * (de @ _tokens(b.f, keep_b))).to(dtype),
-        f_b=(scale * (de.mT @ _tokens(a.f, keep_a))).to(dtype),
-        a=(q @ dalpha).to(dtype),
-        b=(p.mT @ dbeta).to(dtype),
+        f_a=(dproduct @ _tokens(b.f, keep_b)).to(dtype),
+        f_b=(dproduct.mT @ _tokens(a.f, keep_a)).to(dtype),
+        a=(_dropped(q, kept_q) @ dalpha).to(dtype),
+        b=(_dropped(p, kept_p).mT @ dbeta).to(dtype),
         bias=de if bias is not None and bias_grad else None,
     )
 
@@ -117,12 +131,15 @@ def _tokens(x: Tensor, keep: Tensor | None) -> Tensor:
     return x if keep is None else x.masked_fill(~keep.unsqueeze(-1), 0)
 
 
-def _scores(
-    a: Side, b: Side, keep_a: Tensor | None, keep_b: Tensor | None, bias: Tensor | None, scale: float
-) -> Tensor:
+def _products(a: Side, b: Side, keep_a: Tensor | None, keep_b: Tensor | None, rule: Rule) -> Tensor:
     e = _tokens(a.f, keep_a) @ _tokens(b.f, keep_b).mT
-    if scale != 1.0:
-        e = scale * e
+    return e if rule.scale == 1.0 else rule.scale * e
+
+
+def _scores(a: Side, b: Side, keep_a: Tensor | None, keep_b: Tensor | None, bias: Tensor | None, rule: Rule) -> Tensor:
+    e = _products(a, b, keep_a, keep_b, rule)
+    if rule.clamp is not None:
+        e = e.clamp(-rule.clamp, rule.clamp)
     if bias is not None:
         e = e + bias
     if keep_a is not None:
@@ -130,6 +147,17 @@ def _scores(
     if keep_b is not None:
         e = e.masked_fill(~keep_b.unsqueeze(-2), -torch.inf)
     return e
+
+
+def _factors(e: Tensor, rule: Rule) -> tuple[Tensor | None, Tensor | None]:
+    """What the dropout multiplies P and Q by, in the shape and dtype of e."""
+    found = factors(rule, e.shape[:-2].numel(), *e.shape[-2:])
+    p, q = (t if t is None else t.reshape(e.shape).to(e.dtype) for t in found)
+    return p, q
+
+
+def _dropped(weights: Tensor, kept: Tensor | None) -> Tensor:
+    return weights if kept is None else weights * kept
 
 
 def _softmax(e: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,8 @@
   what a vmap gave comes from the backends' kernels too.
 - Reverse mode inside torch.func (grad, vjp, jacrev, hessian) may be differentiated or mapped again, which no one
   knows in advance: its gradient is the reference's formula, which stores e and can be.
-- Forward mode (jvp, jacfwd, torch.autograd.forward_ad) goes through the reference altogether.
+- Forward mode (jvp, jacfwd, torch.autograd.forward_ad) goes through the reference altogether, and so does dropout
+  under torch.func: what is dropped follows from the seed, which vmap's `randomness` makes the same or different.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def fold(
         tensors = (*(t.flatten(0, 1) for t in tensors[:4]), *joined, None)
     elif f_a.ndim == 5:  # pairs and heads: the mapped calls' pairs lie one after another
         tensors = tuple(t if t is None else t.flatten(0, 1) for t in tensors)
+    if in_dims[7] is not None:
+        raise ValueError("the plain operator can't be mapped over seeds; call coalign.soft_align")
     beta, alpha, lse_a, lse_b = call(*tensors, *operands[7:])
     found = (
         beta.reshape(*rows_a, b.shape[-1]),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import reference
 from .api import padded_features
+from .rules import make_rule
 
 
 class AlignmentWeights(NamedTuple):
@@ -25,7 +26,8 @@ def alignment_weights(
     f_a: Tensor, f_b: Tensor, *,
     mask_a: Tensor | None = None, mask_b: Tensor | None = None,
     lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
-    scale: float | Tensor = 1.0, bias: Tensor | None = None,
+    scale: float | Tensor = 1.0, bias: Tensor | None = None, clamp: float | None = None,
+    dropout: float | tuple[float, float] = 0.0, seed: Tensor | None = None,
 ) -> AlignmentWeights:
     # fmt: on
     """The two weight matrices of `soft_align`, from the same arguments; in plain PyTorch, differentiable to any order.
@@ -35,14 +37,14 @@ def alignment_weights(
 
     Returns:
         AlignmentWeights(p, q), (*batch, m, n) each, in the operands' dtype. A row of p sums to 1, and so does a
-        column of q; both are 0 wherever a token of either side is missing.
+        column of q, but for dropout; both are 0 wherever a token of either side is missing.
 
     Raises:
         TypeError, ValueError: as in `soft_align`.
     """
-    sides = padded_features(f_a, f_b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
-    p, q = reference.weights(*sides)
-    dtype = sides[0].f.dtype
+    a, b, bias, factor = padded_features(f_a, f_b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
+    p, q = reference.weights(a, b, bias, make_rule(factor, clamp, dropout, seed, f_a))
+    dtype = a.f.dtype
     return AlignmentWeights(p.to(dtype), q.to(dtype))
 
 
@@ -51,7 +53,7 @@ def dual_softmax(
     f_a: Tensor, f_b: Tensor, *,
     mask_a: Tensor | None = None, mask_b: Tensor | None = None,
     lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
-    scale: float | Tensor = 1.0, bias: Tensor | None = None, log: bool = False,
+    scale: float | Tensor = 1.0, bias: Tensor | None = None, clamp: float | None = None, log: bool = False,
 ) -> Tensor:
     # fmt: on
     """The product of both softmaxes: how surely i and j belong together, seen from both sides.
@@ -70,6 +72,6 @@ def dual_softmax(
     Raises:
         TypeError, ValueError: as in `soft_align`.
     """
-    sides = padded_features(f_a, f_b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
-    p, q = reference.weights(*sides, log=log)
+    a, b, bias, factor = padded_features(f_a, f_b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
+    p, q = reference.weights(a, b, bias, make_rule(factor, clamp, 0.0, None, f_a), log)
     return p + q if log else p * q

@@ -112,6 +112,7 @@ def test_kernels_without_bugs_pass(right, stream):
 def test_bug_is_caught(bug, right, tmp_path, monkeypatch):
     monkeypatch.setenv("COALIGN_CACHE", str(tmp_path / "cache"))
     shutil.copytree(simulated.CSRC / "cuda", tmp_path / "cuda")
+    shutil.copy(simulated.CSRC / "mix.h", tmp_path)
     source = (tmp_path / "cuda" / bug.file).read_text()
     assert source.count(bug.right) == 1
     (tmp_path / "cuda" / bug.file).write_text(source.replace(bug.right, bug.wrong))

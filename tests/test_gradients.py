@@ -14,6 +14,11 @@ CASES = [
     Case("forbidden pairings", 3, 3, h=2, d_a=1, d_b=1, bias="full", forbid=0.3),
     Case("lengths", 3, 2, h=2, d_a=1, d_b=2, tokens_a=(3, 1), extent_a="lengths"),
     Case("masks", 3, 3, h=1, d_a=1, d_b=1, tokens_a=(2, 0), tokens_b=(1, 3), extent_a="mask", extent_b="mask"),
+    Case("clamped", 3, 3, h=2, d_a=2, d_b=1, clamp=0.6, bias="full", seed=1),
+    Case("dropout", 3, 4, h=2, d_a=2, d_b=1, dropout=(0.5, 0.3), tokens_a=(3, 1), extent_a="lengths"),
+    Case("packed, dropout", 3, 3, h=2, d_a=1, d_b=2, tokens_a=(3, 1), tokens_b=(2, 3), dropout=0.4).but(
+        extent_a="packed", extent_b="packed"
+    ),
     Case("packed", 3, 3, h=2, d_a=1, d_b=2, tokens_a=(3, 1), tokens_b=(2, 3), extent_a="packed", extent_b="packed"),
 ]
 

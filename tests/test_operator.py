@@ -137,6 +137,36 @@ BIAS = [
     Case("bfloat16 bias", 7, 6, dtype=torch.bfloat16, bias="full"),
 ]
 
+RULES = [
+    Case("clamped", 12, 9, clamp=0.7),
+    Case("clamped and scaled, tile of 64", 40, 33, scale=-0.5, clamp=1.1, bias="full", forbid=0.2),
+    Case("clamped, long", 140, 20, clamp=0.5, bias="shared"),
+    Case("clamped beyond all scores", 7, 6, clamp=1e6),
+    Case("dropout", 12, 9, dropout=0.3),
+    Case("dropout of β's weights", 17, 12, dropout=(0.5, 0.0)),
+    Case("dropout of α's weights, long", 20, 140, dropout=(0.0, 0.5)),
+    Case("different dropouts, long", 150, 130, batch=(1,), dropout=(0.1, 0.4)),
+    Case("everything dropped", 6, 5, dropout=1.0),
+    Case("dropout over heads", 6, 5, batch=(2, 3), strides="heads", dropout=0.2),
+    Case("dropout over heads, long", 135, 5, batch=(2, 2), dropout=0.2),
+    Case("dropout over three batch dimensions", 5, 4, batch=(2, 1, 2), dropout=0.2),
+    Case("dropout and holes", 20, 33, tokens_a=(9, 2), tokens_b=(4, 30), dropout=0.25).but(
+        extent_a="mask", extent_b="mask"
+    ),
+    Case("dropout and lengths, long", 140, 20, tokens_a=(7, 135), tokens_b=(20, 1), dropout=0.25).but(
+        extent_a="lengths", extent_b="lengths"
+    ),
+    Case("dropout, packed", 16, 12, batch=(3,), tokens_a=(16, 3, 7), tokens_b=(5, 12, 2), dropout=0.3).but(
+        extent_a="packed", extent_b="packed"
+    ),
+    Case("dropout and clamp, packed and long", 140, 12, tokens_a=(130, 3), tokens_b=(5, 12), dropout=0.3).but(
+        extent_a="packed", extent_b="packed", clamp=0.8
+    ),
+    Case("dropout, clamp and bias, tile of 128", 70, 90, batch=(1,), dropout=0.3, clamp=0.8, bias="full"),
+    Case("dropout, bfloat16", 16, 9, h=32, d_a=20, d_b=24, dtype=torch.bfloat16, dropout=0.1),
+    Case("dropout and clamp, float16, long", 140, 9, dtype=torch.float16, dropout=0.1, clamp=1.0),
+]
+
 LOW_PRECISION = [
     case.but(name=f"{case.name}, {str(dtype).removeprefix('torch.')}", dtype=dtype)
     for dtype in HALF
@@ -167,7 +197,7 @@ BIG_SCORES = [
 
 
 @pytest.mark.parametrize(
-    "case", SIZES + LAYOUTS + MASKS + PACKED + BIAS + LOW_PRECISION + BIG_SCORES, ids=lambda case: case.name
+    "case", SIZES + LAYOUTS + MASKS + PACKED + BIAS + RULES + LOW_PRECISION + BIG_SCORES, ids=lambda case: case.name
 )
 def test_against_oracle(case, backend):
     operands = case.operands(backend.device)

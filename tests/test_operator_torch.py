@@ -24,6 +24,7 @@ CASES = [
     RAGGED.but(name="masks", extent_a="mask", extent_b="mask", bias="shared"),
     RAGGED.but(name="packed", extent_a="packed", extent_b="packed"),
     Case("empty", 0, 4),
+    Case("clamp and dropout", 5, 4, clamp=0.5, dropout=(0.2, 0.4)),
 ]
 WITH_CASES = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -57,7 +58,8 @@ def flat_arguments(operands: Operands, backend: str) -> tuple[Any, ...]:
     extents = {name[-1]: t for name, t in operands.options.items() if name.startswith(("lengths", "mask", "offsets"))}
     bias = None if operands.bias is None else operands.bias.expand(*case.batch, case.m, case.n)
     tensors = (operands.f_a, operands.f_b, operands.a, operands.b, extents.get("a"), extents.get("b"), bias)
-    return *tensors, case.m, case.n, case.scale, backend
+    shares = case.dropout if isinstance(case.dropout, tuple) else (case.dropout, case.dropout)
+    return *tensors, operands.options.get("seed"), case.m, case.n, case.scale, case.clamp, *shares, backend
 
 
 @WITH_CASES

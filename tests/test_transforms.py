@@ -54,7 +54,7 @@ def test_vmap_of_the_plain_operator(backend):
     op = torch.ops.coalign.soft_align.default
 
     def call(f_a, f_b, a, b):
-        return op(f_a, f_b, a, b, None, None, None, 5, 4, 0.5, backend.name)
+        return op(f_a, f_b, a, b, None, None, None, None, 5, 4, 0.5, None, 0.0, 0.0, backend.name)
 
     found = vmap(call, (2, None, 2, None))(f_a, f_b, a, b)
     for i in range(3):

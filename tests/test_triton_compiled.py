@@ -8,8 +8,10 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing; the ordinary process runs these", allow_module_level=True)
 
+import torch
 import triton
-from coalign.kernels.triton.report import ARCHITECTURES, cases, compile_case
+from coalign.kernels.problem import PLAIN, Rule
+from coalign.kernels.triton.report import ARCHITECTURES, Case, cases, compile_case, of_lengths
 
 # bytes a thread: none with the compiler that the constraints name; Triton 3.6's spills two registers in one kernel
 ALLOWED_SPILLS = 8 if triton.__version__.startswith(("3.6.", "3.7.", "3.8.")) else 0
@@ -30,6 +32,18 @@ def test_machine_code(case, architecture):
     if case.at_d2l_size and case.arithmetic != "ieee":
         assert compiled.spilled <= ALLOWED_SPILLS
     assert 0 < compiled.occupancy <= 1
+
+
+@pytest.mark.parametrize("length", [64, 1024])
+def test_machine_code_with_clamp_and_dropout(length):
+    architecture = ARCHITECTURES["sm_90"]
+    rule = Rule(0.5, 2.0, 0.1, 0.3, torch.empty((), dtype=torch.int64, device="meta"))
+    both = (of_lengths(length, 200, 100, "half", "lengths", architecture, r) for r in (PLAIN, rule))
+    for launches in zip(*both, strict=True):
+        plain, ruled = (compile_case(Case(x.kernel.__name__, "half", x), architecture) for x in launches)
+        assert ruled.faults() == []
+        assert ruled.spilled <= ALLOWED_SPILLS
+        assert ruled.instructions > plain.instructions or launches[0].kernel.__name__ == "stream_delta"
 
 
 def test_spills_are_seen():

@@ -1,7 +1,7 @@
 // Soft alignment of one pair on one thread, forward and backward.
 //
-//   e = scale f_a f_bᵀ + bias        P, Q: softmax of its rows, of its columns
-//   β = P b, α = Qᵀ a                lse_a, lse_b
+//   e = clip(scale f_a f_bᵀ) + bias        P, Q: softmax of its rows, of its columns, with dropout where asked for
+//   β = P b, α = Qᵀ a                      lse_a, lse_b
 //
 // e is made block by block, 64 x 64 at most, and each block serves both directions: three products forward, seven
 // backward, where two one-directional passes need four and ten. A pair of up to 64 x 64 tokens is a single block.
@@ -17,6 +17,7 @@
 
 #include "arena.h"
 #include "products.h"
+#include "rule.h"
 #include "softmax.h"
 
 namespace coalign {
@@ -38,7 +39,8 @@ struct Tokens {
   Operand<E> f, x;
 };
 
-// bias[i * row + j * column] for the i-th and j-th row of the pair (padding counted); null where there is none.
+// bias[i * row + j * column] for the i-th and j-th row of the pair (padding counted); null where there is none. The
+// indices say at which rows a side's tokens stand: needed for the bias and for dropout.
 template <class B>
 struct Bias {
   B* data;
@@ -70,6 +72,21 @@ namespace detail {
 template <class T>
 void scale_row(T* row, int width, T factor) {
   for (int d = 0; d < width; ++d) row[d] *= factor;
+}
+
+// x within ±clamp, NaN left alone.
+template <class T>
+void clip(T* x, int count, T clamp, T* passes) {
+  for (int k = 0; passes != nullptr && k < count; ++k) passes[k] = x[k] < -clamp || x[k] > clamp ? T(0) : T(1);
+  for (int k = 0; k < count; ++k) x[k] = x[k] < -clamp ? -clamp : x[k] > clamp ? clamp : x[k];
+}
+
+// Drops weights of a block, or what is summed with them.
+template <class T>
+void drop(T* weights, int ld, const Block& at, const Kept& kept, const int* index_a, const int* index_b) {
+  for (int i = 0; kept.on() && i < at.rows; ++i) {
+    kept.apply(weights + i * ld, index_a[at.i + i], index_b + at.j, at.columns);
+  }
 }
 
 // Room for products of a block of e, and its numbers as weights of `combine`.
@@ -163,12 +180,14 @@ class Workshop {
   Ahead& ahead_;
 };
 
-// A block of e, its columns padded to whole vectors with -inf.
+// A block of e, its columns padded to whole vectors with -inf. passes: null, or room for 1 where the clamp lets a
+// gradient through and 0 where not.
 template <class E, class T, class B>
 void scores(
-    const Workshop<E>& shop, const Tokens<E>& a, const Tokens<E>& b, const Block& at, T scale,
-    const Bias<const B>& bias, T* e) {
-  shop.product(a.f, b.f, at, scale, e);
+    const Workshop<E>& shop, const Tokens<E>& a, const Tokens<E>& b, const Block& at, const Rule<T>& rule,
+    const Bias<const B>& bias, T* e, T* passes = nullptr) {
+  shop.product(a.f, b.f, at, rule.scale, e);
+  if (rule.clamp < -kNothing<T>) clip(e, at.rows * shop.ld(), rule.clamp, passes);
   for (int i = 0; i < at.rows; ++i, e += shop.ld()) {
     if (bias.data != nullptr) {
       const B* p = bias.data + bias.index_a[at.i + i] * bias.row;
@@ -192,7 +211,7 @@ Running<T> start_running(int count, Arena& arena) {
 // beta, alpha: rows to write, one a token; lse_a, lse_b: one number a token, with room for whole vectors.
 template <class E, class B, class T = Sum<E>>
 void align_forward(
-    const Tokens<E>& a, const Tokens<E>& b, const Share& share, T scale, const Bias<const B>& bias, T* const* beta,
+    const Tokens<E>& a, const Tokens<E>& b, const Share& share, const Rule<T>& rule, const Bias<const B>& bias, T* const* beta,
     T* const* alpha, T* lse_a, T* lse_b, Arena& arena, Ahead& ahead) {
   using namespace detail;
   const Workshop<E> shop(a.count, b.count, a.f.elements(), arena, ahead);
@@ -209,14 +228,16 @@ void align_forward(
   for (int j = share.b.begin; j < share.b.end; j += kBlock) {
     for (int i = share.a.begin; i < share.a.end; i += kBlock) {
       const Block at = shop.block(i, a.count, j, b.count);
-      scores(shop, a, b, at, scale, bias, e);
+      scores(shop, a, b, at, rule, bias, e);
       if (share.rows) {
         row_weights(e, at.rows, at.padded, shop.ld(), p, state_a.from(i), whole);
+        drop(p, shop.ld(), at, rule.p, bias.index_a, bias.index_b);
         if (j > 0) fade(state_a.fade + i, beta + i, at.rows, b.x.width);
         shop.along(p, b.x, at, beta, j > 0);
       }
       if (share.columns) {
         column_weights(e, at.rows, at.padded, shop.ld(), p, state_b.from(j), whole);
+        drop(p, shop.ld(), at, rule.q, bias.index_a, bias.index_b);
         if (i > 0) fade(state_b.fade + j, alpha + j, at.columns, a.x.width);
         shop.across(p, a.x, at, alpha, i > 0);
       }
@@ -247,7 +268,7 @@ struct Arrived {
 // df, dx: rows to write on either side, one a token. dbias: null, or the pair's, of which only tokens are written.
 template <class E, class B, class T = Sum<E>>
 void align_backward(
-    const Tokens<E>& a, const Tokens<E>& b, const Share& share, T scale, const Bias<const B>& bias,
+    const Tokens<E>& a, const Tokens<E>& b, const Share& share, const Rule<T>& rule, const Bias<const B>& bias,
     const Arrived<E>& to_a, const Arrived<E>& to_b, T* const* df_a, T* const* df_b, T* const* dx_a, T* const* dx_b,
     const Bias<T>& dbias, Arena& arena, Ahead& ahead) {
   using namespace detail;
@@ -258,13 +279,16 @@ void align_backward(
   T* q = shop.room();
   T* dp = shop.room();
   T* dq = shop.room();
+  T* passes = rule.clamp < -kNothing<T> ? shop.room() : nullptr;
 
   for (int j0 = share.b.begin; j0 < share.b.end; j0 += kBlock) {
     for (int i0 = share.a.begin; i0 < share.a.end; i0 += kBlock) {
       const Block at = shop.block(i0, a.count, j0, b.count);
-      scores(shop, a, b, at, scale, bias, p);
+      scores(shop, a, b, at, rule, bias, p, passes);
       shop.product(to_a.dout, b.x, at, T(1), dp);
       shop.product(a.x, to_b.dout, at, T(1), dq);
+      drop(dp, shop.ld(), at, rule.p, bias.index_a, bias.index_b);
+      drop(dq, shop.ld(), at, rule.q, bias.index_a, bias.index_b);
       for (int i = 0; i < at.rows; ++i) {
         const T lse = to_a.lse[i0 + i], delta = to_a.delta[i0 + i];
         T* de = dp + i * shop.ld();
@@ -280,8 +304,11 @@ void align_backward(
           T* out = dbias.data + dbias.index_a[i0 + i] * dbias.row;
           for (int j = 0; j < at.columns; ++j) out[dbias.index_b[j0 + j] * dbias.column] = de[j];
         }
-        if (scale != T(1)) scale_row(de, at.columns, scale);
+        if (rule.scale != T(1)) scale_row(de, at.columns, rule.scale);
+        for (int j = 0; passes != nullptr && j < at.columns; ++j) de[j] *= passes[i * shop.ld() + j];
       }
+      drop(p, shop.ld(), at, rule.p, bias.index_a, bias.index_b);
+      drop(q, shop.ld(), at, rule.q, bias.index_a, bias.index_b);
       if (share.rows) {
         shop.along(dp, b.f, at, df_a, j0 > 0);
         shop.along(q, to_b.dout, at, dx_a, j0 > 0);

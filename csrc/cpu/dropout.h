@@ -1,12 +1,12 @@
 // Dropout without state: whether a number stays follows from the seed and the number's place alone, so that the
 // backward pass finds the same ones without a mask.
 //
-// A place is hashed twice by Wellons' 32-bit "lowbias32", a key of the seed before each: four multiplications for a
-// number, on every vector width. Places of one call never share a hash, for each round is a bijection.
+// A place is mixed twice, a key of the seed before each: four multiplications for a number, on every vector width. Places of one call never share a hash, for each round is a bijection.
 #pragma once
 
 #include <cstdint>
 
+#include "../mix.h"
 #include "storage.h"
 
 namespace coalign {
@@ -43,14 +43,6 @@ class Dropout {
   }
 
  private:
-  static uint32_t mix(uint32_t x) {
-    x ^= x >> 16;
-    x *= 0x7feb352du;
-    x ^= x >> 15;
-    x *= 0x846ca68bu;
-    return x ^ x >> 16;
-  }
-
   bool on_;
   uint32_t first_, second_, least_;
   double scale_;

@@ -185,7 +185,7 @@ class Frozen {
       const Tokens<E> b{n, read(table_.f, ids_b, n, Use::contract), read(table_.other, ids_b, n, Use::sum)};
       Ahead ahead;
       align_forward<E, float>(
-          a, b, {true, true, {0, m}, {0, n}}, 1.0f, Bias<const float>{}, rows, rows + m,
+          a, b, {true, true, {0, m}, {0, n}}, Rule<float>{1.0f}, Bias<const float>{}, rows, rows + m,
           arena.take<float>(round_up(m, kBlock)), arena.take<float>(round_up(n, kBlock)), arena, ahead);
     } else {
       std::fill_n(hidden, static_cast<std::size_t>(m + n) * ld, 0.0f);

@@ -23,10 +23,10 @@ struct Call {
   Tensor f_a, f_b, a, b;
   Extent extent_a, extent_b;
   Maybe bias;
-  double scale;
+  const Rule<double>& rule;
 
   Call(const Tensor& f_a, const Tensor& f_b, const Tensor& a, const Tensor& b, const Maybe& extent_a,
-       const Maybe& extent_b, const Maybe& bias, double scale)
+       const Maybe& extent_b, const Maybe& bias, const Rule<double>& rule)
       : f_a(rows_of(f_a)),
         f_b(rows_of(f_b)),
         a(rows_of(a)),
@@ -34,8 +34,24 @@ struct Call {
         extent_a(extent_a, f_a),
         extent_b(extent_b, f_b),
         bias(bias),
-        scale(scale) {}
+        rule(rule) {}
+
+  template <class T>
+  Rule<T> rule_of(int64_t pair) const {
+    return {static_cast<T>(rule.scale), static_cast<T>(rule.clamp), rule.p.of_pair(pair), rule.q.of_pair(pair)};
+  }
 };
+
+Rule<double> make_rule(
+    double scale, std::optional<double> clamp, double dropout_a, double dropout_b, const Maybe& seed) {
+  Rule<double> rule{scale};
+  if (clamp.has_value()) rule.clamp = *clamp;
+  if (!seed.has_value()) return rule;
+  const int64_t drawn = *data<const int64_t>(*seed);
+  rule.p = Kept(drawn, 0, dropout_a);
+  rule.q = Kept(drawn, 1, dropout_b);
+  return rule;
+}
 
 // An uninitialised contiguous tensor with the leading dimensions of `like`, `width` wide (0: without that dimension),
 // in its dtype or for sums.
@@ -243,7 +259,7 @@ void forward_pairs(
       const std::size_t m = a.count, n = b.count;
       Ahead ahead = sides.ahead(task.next, m * n / 20 + (m + n) / 3);
       align_forward<Element<S>, B>(
-          a.tokens(Use::contract, Use::sum), b.tokens(Use::contract, Use::sum), share, static_cast<T>(call.scale),
+          a.tokens(Use::contract, Use::sum), b.tokens(Use::contract, Use::sum), share, call.rule_of<T>(task.pair),
           part_of<const B>(call.bias, task.pair, a.index, b.index), to_beta.rows(), to_alpha.rows(), found_a, found_b,
           arena, ahead);
     }
@@ -261,8 +277,10 @@ void forward_pairs(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
-    Tensor f_a, Tensor f_b, Tensor a, Tensor b, Maybe extent_a, Maybe extent_b, Maybe bias, double scale) {
-  const Call call(f_a, f_b, a, b, extent_a, extent_b, bias, scale);
+    Tensor f_a, Tensor f_b, Tensor a, Tensor b, Maybe extent_a, Maybe extent_b, Maybe bias, double scale,
+    std::optional<double> clamp, double dropout_a, double dropout_b, Maybe seed) {
+  const Rule<double> rule = make_rule(scale, clamp, dropout_a, dropout_b, seed);
+  const Call call(f_a, f_b, a, b, extent_a, extent_b, bias, rule);
   const Tensor beta = empty(f_a, b.size(b.dim() - 1)), alpha = empty(f_b, a.size(a.dim() - 1));
   const Tensor lse_a = empty(f_a, 0, true), lse_b = empty(f_b, 0, true);
   with_storage(call, [&](auto s, auto t) {
@@ -272,9 +290,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
-    Tensor f_a, Tensor f_b, Tensor a, Tensor b, Maybe extent_a, Maybe extent_b, Maybe bias, double scale, Tensor beta,
+    Tensor f_a, Tensor f_b, Tensor a, Tensor b, Maybe extent_a, Maybe extent_b, Maybe bias, double scale,
+    std::optional<double> clamp, double dropout_a, double dropout_b, Maybe seed, Tensor beta,
     Tensor alpha, Tensor lse_a, Tensor lse_b, Tensor dbeta, Tensor dalpha, Maybe dlse_a, Maybe dlse_b, Maybe dbias) {
-  const Call call(f_a, f_b, a, b, extent_a, extent_b, bias, scale);
+  const Rule<double> rule = make_rule(scale, clamp, dropout_a, dropout_b, seed);
+  const Call call(f_a, f_b, a, b, extent_a, extent_b, bias, rule);
   auto alike = [](const Tensor& t) { return empty(t, t.size(t.dim() - 1)); };
   const Tensor df_a = alike(f_a), df_b = alike(f_b), da = alike(a), db = alike(b);
   with_storage(call, [&](auto s, auto t) {
@@ -298,7 +318,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
         const std::size_t m = pa.count, n = pb.count;
         Ahead ahead = sides.ahead(task.next, m * n / 7 + m + n, {of_beta, of_dbeta}, {of_alpha, of_dalpha});
         align_backward<Element<S>, B>(
-            pa.tokens(Use::both, Use::contract), pb.tokens(Use::both, Use::contract), share, static_cast<T>(scale),
+            pa.tokens(Use::both, Use::contract), pb.tokens(Use::both, Use::contract), share, call.rule_of<T>(task.pair),
             part_of<const B>(bias, task.pair, pa.index, pb.index), pa.arrived(of_beta, of_dbeta, of_lse_a, of_dlse_a),
             pb.arrived(of_alpha, of_dalpha, of_lse_b, of_dlse_b), to_fa.rows(), to_fb.rows(), to_a.rows(),
             to_b.rows(), part_of<T>(dbias, task.pair, pa.index, pb.index), arena, ahead);
@@ -320,7 +340,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
 }  // namespace coalign
 
 #define OPERANDS_SCHEMA \
-  "Tensor f_a, Tensor f_b, Tensor a, Tensor b, Tensor? extent_a, Tensor? extent_b, Tensor? bias, float scale"
+  "Tensor f_a, Tensor f_b, Tensor a, Tensor b, Tensor? extent_a, Tensor? extent_b, Tensor? bias, float scale, " \
+  "float? clamp, float dropout_a, float dropout_b, Tensor? seed"
 
 STABLE_TORCH_LIBRARY(coalign_native, m) {
   m.def("forward(" OPERANDS_SCHEMA ") -> (Tensor, Tensor, Tensor, Tensor)");

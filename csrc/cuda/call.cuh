@@ -1,6 +1,7 @@
 // A call's operands as the kernels see them. Padded and packed calls differ in where a pair's rows start, no more.
 #pragma once
 
+#include "rule.cuh"
 #include "storage.cuh"
 
 namespace coalign::cuda {
@@ -88,7 +89,7 @@ struct Call {
   Side<S> a, b;
   Bias bias;
   float* dbias;  // contiguous; null where not wanted
-  float scale;
+  Rule rule;
 };
 
 // A call, and the same with its sides swapped: β becomes α.
@@ -96,7 +97,8 @@ template <class S>
 struct Directions {
   Call<S> of[2];
 
-  explicit Directions(const Call<S>& call) : of{call, {call.b, call.a, call.bias, nullptr, call.scale}} {
+  explicit Directions(const Call<S>& call) : of{call, {call.b, call.a, call.bias, nullptr, call.rule}} {
+    of[1].rule.swapped = true;
     of[1].bias.row = call.bias.column;
     of[1].bias.column = call.bias.row;
   }

@@ -65,6 +65,14 @@ Bias bias_of(const Maybe& bias) {
       bias->scalar_type() == ScalarType::Float};
 }
 
+Rule rule_of(
+    double scale, std::optional<double> clamp, double dropout_a, double dropout_b, const Maybe& seed) {
+  return {
+      static_cast<float>(scale), clamp.has_value() ? static_cast<float>(*clamp) : INFINITY,
+      seed.has_value() ? data<const int64_t>(*seed) : nullptr, {least_kept(dropout_a), least_kept(dropout_b)},
+      {static_cast<float>(kept_factor(dropout_a)), static_cast<float>(kept_factor(dropout_b))}, false};
+}
+
 // What a pass was called with, and the machine it runs on.
 struct Plan {
   int64_t pairs, length_a, length_b, arithmetic, shared, stream;
@@ -154,7 +162,8 @@ std::optional<torch::stable::accelerator::DeviceGuard> on_device_of(const Tensor
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
     Tensor f_a, Tensor f_b, Tensor a, Tensor b, Maybe extent_a, Maybe extent_b, int64_t kind_a, int64_t kind_b,
-    int64_t length_a, int64_t length_b, int64_t pairs, Maybe bias, double scale, int64_t arithmetic, int64_t shared,
+    int64_t length_a, int64_t length_b, int64_t pairs, Maybe bias, double scale,
+    std::optional<double> clamp, double dropout_a, double dropout_b, Maybe seed, int64_t arithmetic, int64_t shared,
     int64_t stream) {
   auto like = [](const Tensor& f, const Tensor& other) {
     std::vector<int64_t> shape(f.sizes().begin(), f.sizes().end());
@@ -175,7 +184,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
     call.a = {extent_of(extent_a, kind_a, length_a), matrix<S>(f_a), matrix<S>(a), data<S>(beta), data<float>(lse_a)};
     call.b = {extent_of(extent_b, kind_b, length_b), matrix<S>(f_b), matrix<S>(b), data<S>(alpha), data<float>(lse_b)};
     call.bias = bias_of(bias);
-    call.scale = static_cast<float>(scale);
+    call.rule = rule_of(scale, clamp, dropout_a, dropout_b, seed);
     forward_on<M>(plan, call);
   });
   return {beta, alpha, lse_a, lse_b};
@@ -183,7 +192,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     Tensor f_a, Tensor f_b, Tensor a, Tensor b, Maybe extent_a, Maybe extent_b, int64_t kind_a, int64_t kind_b,
-    int64_t length_a, int64_t length_b, int64_t pairs, Maybe bias, double scale, int64_t arithmetic, int64_t shared,
+    int64_t length_a, int64_t length_b, int64_t pairs, Maybe bias, double scale,
+    std::optional<double> clamp, double dropout_a, double dropout_b, Maybe seed, int64_t arithmetic, int64_t shared,
     int64_t stream, Tensor beta, Tensor alpha, Tensor lse_a, Tensor lse_b, Tensor dbeta, Tensor dalpha, Maybe dlse_a,
     Maybe dlse_b, Maybe dbias) {
   const auto guard = on_device_of(f_a);
@@ -207,7 +217,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
               matrix<S>(alpha), matrix<S>(dalpha), maybe(dlse_b), maybe(delta_b), data<S>(df_b), data<S>(db)};
     call.bias = bias_of(bias);
     call.dbias = maybe(dbias);
-    call.scale = static_cast<float>(scale);
+    call.rule = rule_of(scale, clamp, dropout_a, dropout_b, seed);
     backward_on<M>(plan, call);
   });
   return {df_a, df_b, da, db};
@@ -216,9 +226,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
 }  // namespace
 }  // namespace coalign::cuda
 
-#define OPERANDS_SCHEMA                                                                                     \
+#define OPERANDS_SCHEMA                                                                                      \
   "Tensor f_a, Tensor f_b, Tensor a, Tensor b, Tensor? extent_a, Tensor? extent_b, int kind_a, int kind_b, " \
-  "int length_a, int length_b, int pairs, Tensor? bias, float scale, int arithmetic, int shared, int stream"
+  "int length_a, int length_b, int pairs, Tensor? bias, float scale, float? clamp, float dropout_a, "        \
+  "float dropout_b, Tensor? seed, int arithmetic, int shared, int stream"
 
 STABLE_TORCH_LIBRARY(coalign_cuda, m) {
   m.def("forward(" OPERANDS_SCHEMA ") -> (Tensor, Tensor, Tensor, Tensor)");

@@ -22,6 +22,16 @@ GPU_INLINE void for_each(float (&c)[N][4], F f) {
   }
 }
 
+// The same places, not unrolled, for what a lane does to its numbers in shared memory.
+template <int T, class F>
+GPU_INLINE void for_each_place(F f) {
+#pragma unroll 1
+  for (int k = 0; k < T / 2; ++k) {
+    const int n = k / 4, r = k % 4;
+    f(16 * warp() + lane_row() + r / 2 * 8, 8 * n + 2 * lane_column() + r % 2);
+  }
+}
+
 template <int N>
 GPU_INLINE void clear(float (&c)[N][4]) {
   for_each(c, [](float& x, int, int) { x = 0; });

@@ -99,9 +99,10 @@ __global__ __launch_bounds__(kThreads<kStreamTile>, 1) void stream_forward(
   if (own.rows <= 0 || chunks <= 0) return;
   mark_tokens<T>(token_a, a.extent, own.pair, own.from);
 
-  float kept[Owned::kCount][M::kColumns / 8][4];
+  const Kept kept(own.call.rule, own.pair);
+  float sums[Owned::kCount][M::kColumns / 8][4];
 #pragma unroll
-  for (int chunk = 0; chunk < Owned::kCount; ++chunk) clear(kept[chunk]);
+  for (int chunk = 0; chunk < Owned::kCount; ++chunk) clear(sums[chunk]);
   // Of this lane's two rows: the running peak and the sum of weights; four lanes hold the same.
   float peak[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
 
@@ -117,7 +118,7 @@ __global__ __launch_bounds__(kThreads<kStreamTile>, 1) void stream_forward(
         x = -INFINITY;
         return;
       }
-      x *= own.call.scale;
+      x = Beyond().clip(own.call.rule.scale * x, own.call.rule.clamp, 0);
       if (own.call.bias.data != nullptr) x += own.call.bias.template at<S>(own.pair, own.from + i, j0 + j);
     });
 #pragma unroll
@@ -142,6 +143,11 @@ __global__ __launch_bounds__(kThreads<kStreamTile>, 1) void stream_forward(
       }
     }
     for_each(e, [&](float weight, int i, int j) { p[i * kPitch + j] = weight; });
+    if (kept.on()) {
+      for_each_place<T>([&](int i, int j) {
+        p[i * kPitch + j] *= kept.p(own.from + i, j0 + j) ? kept.factor_p() : 0;
+      });
+    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       total[half] = total[half] * fade[half] + over_columns(sum[half], [](float x, float y) { return x + y; });
@@ -151,11 +157,11 @@ __global__ __launch_bounds__(kThreads<kStreamTile>, 1) void stream_forward(
 #pragma unroll
       for (int n = 0; n < M::kColumns / 8; ++n) {
 #pragma unroll
-        for (int r = 0; r < 4; ++r) kept[chunk][n][r] *= fade[r / 2];
+        for (int r = 0; r < 4; ++r) sums[chunk][n][r] *= fade[r / 2];
       }
     }
     const Rows<S> of_b = b.x.rows(b.extent, own.pair, j0);
-    accumulate<M, T>(kept, chunks, stages, token_b, [&](int c) {
+    accumulate<M, T>(sums, chunks, stages, token_b, [&](int c) {
       return Term<S>{p, of_b, (own.first_chunk + c) * M::kColumns};
     });
   }
@@ -174,9 +180,9 @@ __global__ __launch_bounds__(kThreads<kStreamTile>, 1) void stream_forward(
 #pragma unroll
     for (int n = 0; n < M::kColumns / 8; ++n) {
 #pragma unroll
-      for (int r = 0; r < 4; ++r) kept[chunk][n][r] *= total[r / 2];
+      for (int r = 0; r < 4; ++r) sums[chunk][n][r] *= total[r / 2];
     }
-    if (chunk < chunks) store(kept[chunk], out, own.rows, b.x.width, (own.first_chunk + chunk) * M::kColumns);
+    if (chunk < chunks) store(sums[chunk], out, own.rows, b.x.width, (own.first_chunk + chunk) * M::kColumns);
   }
 }
 

@@ -69,14 +69,16 @@ __global__ __launch_bounds__(kThreads<kStreamTile>, 1) void stream_backward(
   if (own.rows <= 0 || chunks <= 0) return;
   read_rows<T>(token_a, lse_a, delta_a, a, own.pair, own.from);
 
-  float kept[Owned::kCount][M::kColumns / 8][4];
+  const Kept kept(own.call.rule, own.pair);
+  float sums[Owned::kCount][M::kColumns / 8][4];
 #pragma unroll
-  for (int chunk = 0; chunk < Owned::kCount; ++chunk) clear(kept[chunk]);
+  for (int chunk = 0; chunk < Owned::kCount; ++chunk) clear(sums[chunk]);
 
   for (int j0 = 0; j0 < own.others(); j0 += T) {
     read_rows<T>(token_b, lse_b, delta_b, b, own.pair, j0);
     __syncthreads();
     const Rows<S> of_fb = b.f.rows(b.extent, own.pair, j0), of_dout = b.dout.rows(b.extent, own.pair, j0);
+    Beyond beyond;
 #pragma unroll 1
     for (int product = 0; product < 3; ++product) {  // e, dβ bᵀ and a dαᵀ, by the same code
       const Matrix<S>& x = product == 0 ? a.f : product == 1 ? a.dout : a.x;
@@ -84,28 +86,37 @@ __global__ __launch_bounds__(kThreads<kStreamTile>, 1) void stream_backward(
       float c[T / 8][4];
       outer_product<M, T>(
           c, stages, x.rows(a.extent, own.pair, own.from), token_a, y.rows(b.extent, own.pair, j0), token_b);
+      int k = 0;
       for_each(c, [&](float x, int i, int j) {
         float& of_de = de[i * kPitch + j];
         float& of_q = q[i * kPitch + j];
         if (product == 0) {
           const bool there = token_a[i] && token_b[j];
-          float e = own.call.scale * x;
+          float e = beyond.clip(own.call.rule.scale * x, own.call.rule.clamp, k);
           if (there && own.call.bias.data != nullptr) e += own.call.bias.template at<S>(own.pair, own.from + i, j0 + j);
           of_de = there ? expf(e - lse_a[i]) : 0;  // P for now
           of_q = there ? expf(e - lse_b[j]) : 0;
         } else if (product == 1) {
-          of_de *= x - delta_a[i];
+          of_de = fabsf(of_de) * (factor_of(of_de, kept.factor_p()) * x - delta_a[i]);
         } else {
-          const float found = of_de + of_q * (x - delta_b[j]);
+          const float found = of_de + fabsf(of_q) * (factor_of(of_q, kept.factor_q()) * x - delta_b[j]);
+          of_q = kept_only(of_q, kept.factor_q());
           const bool stored = i < own.rows && j0 + j < b.extent.stored(own.pair);
           if (own.call.dbias != nullptr && own.first_chunk == 0 && stored) {
             own.call.dbias[(own.pair * a.extent.length + own.from + i) * b.extent.length + j0 + j] = found;
           }
-          of_de = own.call.scale * found;
+          of_de = beyond.at(k) ? 0 : own.call.rule.scale * found;
         }
+        ++k;
+      });
+      if (product > 0 || !kept.on()) continue;
+      for_each_place<T>([&](int i, int j) {
+        const int place = i * kPitch + j;
+        de[place] = marked(de[place], kept.p(own.from + i, j0 + j));
+        q[place] = marked(q[place], kept.q(own.from + i, j0 + j));
       });
     }
-    accumulate<M, T>(kept, chunks, stages, token_b, [&](int c) {
+    accumulate<M, T>(sums, chunks, stages, token_b, [&](int c) {
       const int chunk = own.first_chunk + c;
       return chunk < chunks_df ? Term<S>{de, of_fb, chunk * M::kColumns}
                                : Term<S>{q, of_dout, (chunk - chunks_df) * M::kColumns};
@@ -119,7 +130,7 @@ __global__ __launch_bounds__(kThreads<kStreamTile>, 1) void stream_backward(
     const bool of_f = chunk < chunks_df;
     const int width = of_f ? a.f.width : a.x.width;
     S* out = (of_f ? a.df : a.dx) + own.first_row() * width;
-    store(kept[c], out, own.rows, width, (of_f ? chunk : chunk - chunks_df) * M::kColumns);
+    store(sums[c], out, own.rows, width, (of_f ? chunk : chunk - chunks_df) * M::kColumns);
   }
 }
 

@@ -1,6 +1,6 @@
 // Tile route: one block owns a pair of up to T x T tokens, both directions, in one launch.
 //
-//   e = scale f_a f_bᵀ + bias        P, Q: softmax of its rows, of its columns        β = P b, α = Qᵀ a
+//   e = clip(scale f_a f_bᵀ) + bias        P, Q: softmax of its rows, of its columns        β = P b, α = Qᵀ a
 //
 // e never leaves the chip. Forward: three products and 2 m n exponentials a pair; each operand is read once, each
 // output written once. Backward: e again from f_a and f_b, P and Q from the saved LSEs; seven products in one sweep.
@@ -55,7 +55,7 @@ __global__ __launch_bounds__(kThreads<T>, 1) void tile_forward(const __grid_cons
   for_each(c, [&](float x, int i, int j) {
     float e = -INFINITY;
     if (token_a[i] && token_b[j]) {
-      e = call.scale * x;
+      e = Beyond().clip(call.rule.scale * x, call.rule.clamp, 0);
       if (call.bias.data != nullptr) e += call.bias.template at<S>(pair, i, j);
     }
     p[i * kPitch + j] = e;
@@ -72,11 +72,15 @@ __global__ __launch_bounds__(kThreads<T>, 1) void tile_forward(const __grid_cons
     if (i < (of_row ? rows_a : rows_b)) (of_row ? a.lse + first_a : b.lse + first_b)[i] = found.lse;
   }
   __syncthreads();
+  const Kept kept(call.rule, pair);
   for (int place = threadIdx.x; place < T * T; place += kThreads<T>) {
     const int i = place / T, j = place % T;
     const float e = p[i * kPitch + j];
     q[i * kPitch + j] = expf(e - peak[T + j]) * factor[T + j];
     p[i * kPitch + j] = expf(e - peak[i]) * factor[i];
+    if (!kept.on()) continue;
+    q[i * kPitch + j] *= kept.q(i, j) ? kept.factor_q() : 0;
+    p[i * kPitch + j] *= kept.p(i, j) ? kept.factor_p() : 0;
   }
 
   combine<M, T>(
@@ -123,29 +127,43 @@ __global__ __launch_bounds__(kThreads<T>, 1) void tile_backward(const __grid_con
   }
 
   // A lane meets the same places of the tile in all three products, so it needs no barrier between them.
+  const Kept kept(call.rule, pair);
+  Beyond beyond;
 #pragma unroll 1
   for (int product = 0; product < 3; ++product) {  // e, dβ bᵀ and a dαᵀ, by the same code
     const Matrix<S>& x = product == 0 ? a.f : product == 1 ? a.dout : a.x;
     const Matrix<S>& y = product == 0 ? b.f : product == 1 ? b.x : b.dout;
     float c[T / 8][4];
     outer_product<M, T>(c, stages, x.rows(a.extent, pair, 0), token_a, y.rows(b.extent, pair, 0), token_b);
+    int k = 0;
     for_each(c, [&](float x, int i, int j) {
       const int place = i * kPitch + j;
       if (product == 0) {
         const bool there = token_a[i] && token_b[j];
-        float e = call.scale * x;
+        float e = beyond.clip(call.rule.scale * x, call.rule.clamp, k);
         if (there && call.bias.data != nullptr) e += call.bias.template at<S>(pair, i, j);
         p[place] = there ? expf(e - lse_a[i]) : 0;
         q[place] = there ? expf(e - lse_b[j]) : 0;
       } else if (product == 1) {
-        de[place] = p[place] * (x - delta_a[i]);
+        const float weight = p[place];
+        de[place] = fabsf(weight) * (factor_of(weight, kept.factor_p()) * x - delta_a[i]);
+        p[place] = kept_only(weight, kept.factor_p());
       } else {
-        const float found = de[place] + q[place] * (x - delta_b[j]);
+        const float weight = q[place];
+        const float found = de[place] + fabsf(weight) * (factor_of(weight, kept.factor_q()) * x - delta_b[j]);
+        q[place] = kept_only(weight, kept.factor_q());
         if (call.dbias != nullptr && i < rows_a && j < rows_b) {
           call.dbias[(pair * a.extent.length + i) * b.extent.length + j] = found;
         }
-        de[place] = call.scale * found;
+        de[place] = beyond.at(k) ? 0 : call.rule.scale * found;
       }
+      ++k;
+    });
+    if (product > 0 || !kept.on()) continue;
+    for_each_place<T>([&](int i, int j) {
+      const int place = i * kPitch + j;
+      p[place] = marked(p[place], kept.p(i, j));
+      q[place] = marked(q[place], kept.q(i, j));
     });
   }
 

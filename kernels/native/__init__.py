@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..problem import Alignment, AlignmentGrads, OperandGrads, Problem, Side
+from ..problem import Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side
 from . import build, cuda
 
 name = "native"
@@ -26,27 +26,27 @@ def unsupported(problem: Problem) -> list[str]:
     return [] if reason is None else [reason]
 
 
-def forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
+def forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
     if a.f.is_cuda:
-        return cuda.forward(a, b, bias, scale)
-    return Alignment(*torch.ops.coalign_native.forward.default(*_operands(a, b, bias, scale)))
+        return cuda.forward(a, b, bias, rule)
+    return Alignment(*torch.ops.coalign_native.forward.default(*_operands(a, b, bias, rule)))
 
 
 def backward(
-    a: Side, b: Side, bias: Tensor | None, scale: float, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
+    a: Side, b: Side, bias: Tensor | None, rule: Rule, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
 ) -> OperandGrads:
     if a.f.is_cuda:
-        return cuda.backward(a, b, bias, scale, saved, grads, bias_grad)
+        return cuda.backward(a, b, bias, rule, saved, grads, bias_grad)
     dbias = bias.new_zeros(bias.shape, dtype=saved.lse_a.dtype) if bias is not None and bias_grad else None
     saved = Alignment(*(t.contiguous() for t in saved))
     arrived = (t if t is None else t.contiguous() for t in grads)
     df_a, df_b, da, db = torch.ops.coalign_native.backward.default(
-        *_operands(a, b, bias, scale), *saved, *arrived, dbias
+        *_operands(a, b, bias, rule), *saved, *arrived, dbias
     )
     return OperandGrads(df_a, df_b, da, db, dbias)
 
 
-def _operands(a: Side, b: Side, bias: Tensor | None, scale: float) -> tuple[Any, ...]:
+def _operands(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> tuple[Any, ...]:
     extent_a = None if a.extent is None else a.extent.contiguous()
     extent_b = None if b.extent is None else b.extent.contiguous()
-    return a.f, b.f, a.x, b.x, extent_a, extent_b, bias, scale
+    return a.f, b.f, a.x, b.x, extent_a, extent_b, bias, *rule

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import gpu
-from ..problem import Alignment, AlignmentGrads, OperandGrads, Problem, Side
+from ..problem import Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side
 from . import build_cuda
 
 NO_FLOAT64 = "float64 is for the reference and, on the CPU, for this backend; use float32 or lower"
@@ -40,18 +40,18 @@ def unsupported(problem: Problem) -> list[str]:
     return [] if reason is None else [reason]
 
 
-def forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
-    return forward_on(_machine(a.f), a, b, bias, scale)
+def forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
+    return forward_on(_machine(a.f), a, b, bias, rule)
 
 
 def backward(
-    a: Side, b: Side, bias: Tensor | None, scale: float, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
+    a: Side, b: Side, bias: Tensor | None, rule: Rule, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
 ) -> OperandGrads:
-    return backward_on(_machine(a.f), a, b, bias, scale, saved, grads, bias_grad)
+    return backward_on(_machine(a.f), a, b, bias, rule, saved, grads, bias_grad)
 
 
-def forward_on(machine: Machine, a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
-    return Alignment(*torch.ops.coalign_cuda.forward.default(*_operands(machine, a, b, bias, scale)))
+def forward_on(machine: Machine, a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
+    return Alignment(*torch.ops.coalign_cuda.forward.default(*_operands(machine, a, b, bias, rule)))
 
 
 def backward_on(
@@ -59,7 +59,7 @@ def backward_on(
     a: Side,
     b: Side,
     bias: Tensor | None,
-    scale: float,
+    rule: Rule,
     saved: Alignment,
     grads: AlignmentGrads,
     bias_grad: bool,
@@ -68,16 +68,16 @@ def backward_on(
     saved = Alignment(*(t.contiguous() for t in saved))
     arrived = (t if t is None else t.contiguous() for t in grads)
     df_a, df_b, da, db = torch.ops.coalign_cuda.backward.default(
-        *_operands(machine, a, b, bias, scale), *saved, *arrived, dbias
+        *_operands(machine, a, b, bias, rule), *saved, *arrived, dbias
     )
     return OperandGrads(df_a, df_b, da, db, dbias)
 
 
-def _operands(machine: Machine, a: Side, b: Side, bias: Tensor | None, scale: float) -> tuple[Any, ...]:
+def _operands(machine: Machine, a: Side, b: Side, bias: Tensor | None, rule: Rule) -> tuple[Any, ...]:
     tensors = (_rows(t) for t in (a.f, b.f, a.x, b.x))
     extents = (t if t is None else t.contiguous() for t in (a.extent, b.extent))
     return (
-        *(*tensors, *extents, _KINDS[a.kind], _KINDS[b.kind], a.length, b.length, a.pairs, bias, scale),
+        *(*tensors, *extents, _KINDS[a.kind], _KINDS[b.kind], a.length, b.length, a.pairs, bias, *rule),
         *(int(machine.tensor_cores), machine.shared, machine.stream),
     )
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import gpu
-from ..problem import Alignment, AlignmentGrads, OperandGrads, Problem, Side
+from ..problem import Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side
 
 name = "triton"
 _ASKED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # Triton too looks once, when it is imported
@@ -42,11 +42,11 @@ def unsupported_on(device: torch.device, dtype: torch.dtype) -> list[str]:
     return reasons
 
 
-def forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
+def forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
     from .launch import Target, plan_forward
 
     target = Target(gpu.tf32_allowed(), shared_memory(a.f.device), gpu.architecture(a.f.device))
-    launches, found = plan_forward(a, b, bias, scale, target)
+    launches, found = plan_forward(a, b, bias, rule, target)
     with on_device(a.f):
         for launch in launches:
             launch.run()
@@ -54,12 +54,12 @@ def forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
 
 
 def backward(
-    a: Side, b: Side, bias: Tensor | None, scale: float, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
+    a: Side, b: Side, bias: Tensor | None, rule: Rule, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
 ) -> OperandGrads:
     from .launch import Target, plan_backward
 
     target = Target(gpu.tf32_allowed(), shared_memory(a.f.device), gpu.architecture(a.f.device))
-    launches, found = plan_backward(a, b, bias, scale, saved, grads, bias_grad, target)
+    launches, found = plan_backward(a, b, bias, rule, saved, grads, bias_grad, target)
     with on_device(a.f):
         for launch in launches:
             launch.run()

@@ -124,14 +124,48 @@ def products_with(
 
 
 @triton.jit
-def scores(products, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale, HAS_BIAS: tl.constexpr):
+def scores(
+    products, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale, clamp,
+    HAS_BIAS: tl.constexpr, CLAMPED: tl.constexpr,
+):  # fmt: skip
     """A (M, N) block of e in units of log 2 from f_a f_bᵀ, -inf where either side has no token."""
     e = products * (scale * LOG2E)
+    if CLAMPED:
+        e = tl.where(e > clamp * LOG2E, clamp * LOG2E, tl.where(e < -clamp * LOG2E, -clamp * LOG2E, e))
     keep = keep_m[:, None] & keep_n[None, :]
     if HAS_BIAS:
         o_bias = o_m.to(tl.int64)[:, None] * s_bias_m + o_n.to(tl.int64)[None, :] * s_bias_n
         e += tl.load(p_bias + o_bias, mask=keep, other=0.0).to(tl.float32) * LOG2E
     return tl.where(keep, e, float("-inf"))
+
+
+@triton.jit
+def through_clamp(de, products, scale, clamp, CLAMPED: tl.constexpr):
+    """The gradient of scale * products, where de is that of the scores; the clamp stops what is beyond it."""
+    de *= scale
+    if CLAMPED:
+        de = tl.where(tl.abs(products * (scale * LOG2E)) > clamp * LOG2E, 0.0, de)
+    return de
+
+
+@triton.jit
+def mix(x):
+    """Wellons' lowbias32, of uint32."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def kept(weights, p_seed, pair, o_i, o_j, least, factor, SIDE: tl.constexpr, DROPS: tl.constexpr):
+    """Weights with dropout: P's (SIDE 0) or Q's (1), at rows o_i of side a and o_j of side b, shaped to broadcast."""
+    if DROPS:
+        seed = tl.load(p_seed)
+        low = (seed & 0xFFFFFFFF).to(tl.uint32) + tl.full((), 0x9E3779B9, tl.uint32) * (SIDE + 1)
+        key = mix(mix((seed >> 32).to(tl.uint32) ^ mix(low)) ^ pair.to(tl.uint32))
+        place = mix(mix(key + o_i.to(tl.uint32)) ^ o_j.to(tl.uint32))
+        weights = tl.where((mix(place + key) >> 1).to(tl.int32) >= least, weights * factor, 0.0)
+    return weights
 
 
 @triton.jit

@@ -13,7 +13,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ..problem import Alignment, AlignmentGrads, OperandGrads, Side
+from ..dropout import dropped
+from ..problem import Alignment, AlignmentGrads, OperandGrads, Rule, Side
 from . import choices
 from .frozen_tile import frozen_sums
 from .stream import stream_forward
@@ -51,9 +52,9 @@ class Launch(NamedTuple):
         )
 
 
-def plan_forward(a: Side, b: Side, bias: Tensor | None, scale: float, target: Target) -> tuple[list[Launch], Alignment]:
+def plan_forward(a: Side, b: Side, bias: Tensor | None, rule: Rule, target: Target) -> tuple[list[Launch], Alignment]:
     """The launches that fill an alignment, and the alignment."""
-    arguments, constants = _operands(a, b, bias, scale, target)
+    arguments, constants = _operands(a, b, bias, rule, target)
     found = Alignment(
         beta=a.x.new_empty(*a.f.shape[:-1], b.x.shape[-1]),
         alpha=b.x.new_empty(*b.f.shape[:-1], a.x.shape[-1]),
@@ -76,14 +77,14 @@ def plan_backward(
     a: Side,
     b: Side,
     bias: Tensor | None,
-    scale: float,
+    rule: Rule,
     saved: Alignment,
     grads: AlignmentGrads,
     bias_grad: bool,
     target: Target,
 ) -> tuple[list[Launch], OperandGrads]:
     """The launches that fill the operands' gradients, and the gradients."""
-    arguments, constants = _operands(a, b, bias, scale, target)
+    arguments, constants = _operands(a, b, bias, rule, target)
     dbeta, dalpha, dlse_a, dlse_b = (g if g is None else g.contiguous() for g in grads)
     dbias = bias.new_zeros(bias.shape, dtype=torch.float32) if bias is not None and bias_grad else None
     dfa, dfb, da, db = (t.new_empty(t.shape) for t in (a.f, b.f, a.x, b.x))
@@ -175,12 +176,19 @@ def plan_frozen(
 
 
 def _operands(
-    a: Side, b: Side, bias: Tensor | None, scale: float, target: Target
+    a: Side, b: Side, bias: Tensor | None, rule: Rule, target: Target
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments and constants that forward and backward kernels share."""
     packed = a.kind == "offsets"
     inner = 1 if packed or a.f.ndim == 3 else a.f.shape[-3]
-    arguments: dict[str, Any] = {"rows_a": a.length, "rows_b": b.length, "inner": inner, "scale": scale}
+    arguments: dict[str, Any] = {"rows_a": a.length, "rows_b": b.length, "inner": inner}
+    p, q = dropped(rule.dropout_a), dropped(rule.dropout_b)
+    arguments |= {
+        "scale": rule.scale,
+        "clamp": 0.0 if rule.clamp is None else rule.clamp,
+        "p_seed": a.f if rule.seed is None else rule.seed,
+        **{"least_p": p.least, "least_q": q.least, "factor_p": p.factor, "factor_q": q.factor},
+    }
     constants: dict[str, Any] = {
         "H": a.f.shape[-1],
         "D_A": a.x.shape[-1],
@@ -188,6 +196,8 @@ def _operands(
         "KIND_A": a.kind,
         "KIND_B": b.kind,
         "HAS_BIAS": bias is not None,
+        "CLAMPED": rule.clamp is not None,
+        "DROPS": rule.seed is not None,
         **_arithmetic(a.f, target),
     }
     for name, t in (("fa", a.f), ("fb", b.f), ("a", a.x), ("b", b.x)):

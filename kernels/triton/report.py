@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ..problem import Alignment, AlignmentGrads, Side
+from ..problem import PLAIN, Alignment, AlignmentGrads, Rule, Side
 from . import choices
 from .launch import Launch, Target, plan_backward, plan_forward, plan_frozen
 
@@ -118,20 +118,26 @@ def cases(architecture: Architecture) -> Iterator[Case]:
     for arithmetic in ("half", "tf32", "ieee"):
         for length in (16, 32, 64, 128):
             for extent in ("lengths", "full") if length > 16 else ("lengths",):
-                for launch in _of_lengths(length, 200, 100, arithmetic, extent, architecture):
+                for launch in of_lengths(length, 200, 100, arithmetic, extent, architecture):
                     if launch.kernel.__name__.startswith("tile"):
                         name = f"{launch.kernel.__name__} {'<=' if extent == 'lengths' else ''}{length}"
                         yield Case(name, arithmetic, launch)
         for h, d in ((64, 64), (128, 128), (200, 100), (256, 256)):
-            for launch in _of_lengths(1024, h, d, arithmetic, "lengths", architecture):
+            for launch in of_lengths(1024, h, d, arithmetic, "lengths", architecture):
                 if launch.kernel.__name__ != "stream_delta" or h == 200:
                     yield Case(f"{launch.kernel.__name__} {h}/{d}", arithmetic, launch)
         for launch in _frozen(200, arithmetic, architecture):
             yield Case(f"{launch.kernel.__name__} {launch.choice.blocks['TILE']}", arithmetic, launch)
 
 
-def _of_lengths(
-    length: int, h: int, d: int, arithmetic: choices.Arithmetic, extent: str, architecture: Architecture
+def of_lengths(
+    length: int,
+    h: int,
+    d: int,
+    arithmetic: choices.Arithmetic,
+    extent: str,
+    architecture: Architecture,
+    rule: Rule = PLAIN,
 ) -> list[Launch]:
     """The launches of a forward and a backward pass over pairs of these sizes."""
     dtype = torch.bfloat16 if arithmetic == "half" else torch.float32
@@ -141,7 +147,7 @@ def _of_lengths(
         f, x = (torch.empty(8, length, width, dtype=dtype, device="meta") for width in (h, d))
         return Side(f, x, lengths, length)
 
-    forward, backward = plan(side(), side(), arithmetic, architecture)
+    forward, backward = plan(side(), side(), arithmetic, architecture, rule)
     return forward + backward
 
 
@@ -158,12 +164,16 @@ def _frozen(h: int, arithmetic: choices.Arithmetic, architecture: Architecture) 
     return plan_frozen(table, (ids, ids), (offsets, offsets), weight, bias, 128, target)[0]
 
 
-def plan(a: Side, b: Side, arithmetic: str, architecture: Architecture) -> tuple[list[Launch], list[Launch]]:
+# fmt: off
+def plan(
+    a: Side, b: Side, arithmetic: str, architecture: Architecture, rule: Rule = PLAIN
+) -> tuple[list[Launch], list[Launch]]:
+    # fmt: on
     """The launches of a forward and of a backward pass over sides that need no data."""
     target = Target(arithmetic == "tf32", architecture.shared, architecture.name)
-    forward, found = plan_forward(a, b, None, 1.0, target)
+    forward, found = plan_forward(a, b, None, rule, target)
     grads = AlignmentGrads(found.beta, found.alpha, None, None)
-    backward, _ = plan_backward(a, b, None, 1.0, Alignment(*found), grads, False, target)
+    backward, _ = plan_backward(a, b, None, rule, Alignment(*found), grads, False, target)
     return forward, backward
 
 

@@ -18,7 +18,19 @@ when the widths exceed the blocks, each recompute e.
 import triton
 import triton.language as tl
 
-from .blocks import dot, load_block, load_closed_lse, locate, place, products_with, scores, store_block, tokens
+from .blocks import (
+    dot,
+    kept,
+    load_block,
+    load_closed_lse,
+    locate,
+    place,
+    products_with,
+    scores,
+    store_block,
+    through_clamp,
+    tokens,
+)
 
 
 @triton.jit
@@ -58,13 +70,14 @@ def stream_backward(
     p_fa, p_fb, p_a, p_b, p_extent_a, p_extent_b, p_bias,
     s_fa_outer, s_fa_inner, s_fb_outer, s_fb_inner, s_a_outer, s_a_inner, s_b_outer, s_b_inner,
     s_bias_outer, s_bias_inner, s_bias_m, s_bias_n,
-    rows_a, rows_b, inner, scale,
+    rows_a, rows_b, inner, scale, clamp, p_seed, least_p, least_q, factor_p, factor_q,
     p_lse_a, p_lse_b, p_dbeta, p_dalpha, p_delta_a, p_delta_b,
     p_dfa, p_dfb, p_da, p_db, p_dbias,
     ROW_FA: tl.constexpr, ROW_FB: tl.constexpr, ROW_A: tl.constexpr, ROW_B: tl.constexpr,
     UNIT_FA: tl.constexpr, UNIT_FB: tl.constexpr, UNIT_A: tl.constexpr, UNIT_B: tl.constexpr,
     H: tl.constexpr, D_A: tl.constexpr, D_B: tl.constexpr,
     KIND_A: tl.constexpr, KIND_B: tl.constexpr, HAS_BIAS: tl.constexpr,
+    CLAMPED: tl.constexpr, DROPS: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, HAS_DBIAS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -87,17 +100,19 @@ def stream_backward(
         _differentiate(
             tile, p_fa, p_fb, p_a, p_b, p_dbeta, p_dalpha, p_lse_a + out_a, p_lse_b + out_b,
             p_delta_a + out_a, p_delta_b + out_b, p_mask_a, p_mask_b, p_bias, s_bias_m, s_bias_n, scale,
+            clamp, pair, p_seed, least_p, least_q, factor_p, factor_q,
             count_a, count_b, stored_a, stored_b, p_dfa + out_a * H, p_da + out_a * D_A, p_dbias,
-            ROW_FA, ROW_FB, ROW_A, ROW_B, H, D_A, D_B, KIND_A, KIND_B, HAS_BIAS, HAS_DBIAS, PRECISION, UPCAST,
-            BLOCK_M, BLOCK_N, BLOCK_H, BLOCK_D,
+            ROW_FA, ROW_FB, ROW_A, ROW_B, H, D_A, D_B, KIND_A, KIND_B, HAS_BIAS, HAS_DBIAS, CLAMPED, DROPS, 0,
+            PRECISION, UPCAST, BLOCK_M, BLOCK_N, BLOCK_H, BLOCK_D,
         )  # fmt: skip
     else:
         _differentiate(
             tile - tiles_a, p_fb, p_fa, p_b, p_a, p_dalpha, p_dbeta, p_lse_b + out_b, p_lse_a + out_a,
             p_delta_b + out_b, p_delta_a + out_a, p_mask_b, p_mask_a, p_bias, s_bias_n, s_bias_m, scale,
+            clamp, pair, p_seed, least_q, least_p, factor_q, factor_p,
             count_b, count_a, stored_b, stored_a, p_dfb + out_b * H, p_db + out_b * D_B, p_dbias,
-            ROW_FB, ROW_FA, ROW_B, ROW_A, H, D_B, D_A, KIND_B, KIND_A, HAS_BIAS, False, PRECISION, UPCAST,
-            BLOCK_M, BLOCK_N, BLOCK_H, BLOCK_D,
+            ROW_FB, ROW_FA, ROW_B, ROW_A, H, D_B, D_A, KIND_B, KIND_A, HAS_BIAS, False, CLAMPED, DROPS, 1,
+            PRECISION, UPCAST, BLOCK_M, BLOCK_N, BLOCK_H, BLOCK_D,
         )  # fmt: skip
 
 
@@ -105,10 +120,12 @@ def stream_backward(
 def _differentiate(
     tile, p_f, p_f_other, p_x, p_x_other, p_dout, p_dout_other, p_lse, p_lse_other,
     p_delta, p_delta_other, p_mask, p_mask_other, p_bias, s_bias_m, s_bias_n, scale,
+    clamp, pair, p_seed, least, least_other, factor, factor_other,
     count, count_other, stored, stored_other, p_df, p_dx, p_dbias,
     ROW_F: tl.constexpr, ROW_F_OTHER: tl.constexpr, ROW_X: tl.constexpr, ROW_X_OTHER: tl.constexpr,
     H: tl.constexpr, D: tl.constexpr, D_OTHER: tl.constexpr,
     KIND: tl.constexpr, KIND_OTHER: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_DBIAS: tl.constexpr,
+    CLAMPED: tl.constexpr, DROPS: tl.constexpr, SIDE: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -131,20 +148,24 @@ def _differentiate(
         for start in range(0, count_other, BLOCK_N):
             o_n = start + tl.arange(0, BLOCK_N)
             keep_n = tokens(p_mask_other, o_n, count_other, KIND_OTHER)
-            e = products_with(
+            ff = products_with(
                 b_f, p_f, p_f_other, o_m, o_n, keep_m, keep_n, ROW_F, ROW_F_OTHER, H, BLOCK_H, PRECISION, UPCAST
             )
-            e = scores(e, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale, HAS_BIAS)
+            e = scores(ff, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale, clamp, HAS_BIAS, CLAMPED)
             p = tl.exp2(e - lse[:, None])
             dp = products_with(
                 b_dout, p_dout, p_x_other, o_m, o_n, keep_m, keep_n,
                 D_OTHER, ROW_X_OTHER, D_OTHER, BLOCK_D, PRECISION, UPCAST,
             )  # fmt: skip
+            o_i = o_m[:, None] if SIDE == 0 else o_n[None, :]
+            o_j = o_n[None, :] if SIDE == 0 else o_m[:, None]
+            dp = kept(dp, p_seed, pair, o_i, o_j, least, factor, SIDE, DROPS)
             de = p * (dp - delta[:, None])
             q = tl.exp2(e - load_closed_lse(p_lse_other, o_n, keep_n)[None, :])
             dq = products_with(
                 b_x, p_x, p_dout_other, o_m, o_n, keep_m, keep_n, ROW_X, D, D, BLOCK_D, PRECISION, UPCAST
             )
+            dq = kept(dq, p_seed, pair, o_i, o_j, least_other, factor_other, 1 - SIDE, DROPS)
             de += q * (dq - tl.load(p_delta_other + o_n, mask=keep_n, other=0.0)[None, :])
             if HAS_DBIAS:
                 if chunk == 0:
@@ -152,8 +173,10 @@ def _differentiate(
                     inside = (o_m < stored)[:, None] & (o_n < stored_other)[None, :]
                     tl.store(p_dbias + o_bias, de.to(p_dbias.dtype.element_ty), mask=inside)
             b_dout_other = load_block(p_dout_other, o_n, o_d, keep_n, D, D)  # (N, BLOCK_D)
+            q = kept(q, p_seed, pair, o_i, o_j, least_other, factor_other, 1 - SIDE, DROPS)
             dx = dot(q.to(b_x.dtype), b_dout_other, dx, PRECISION, UPCAST)
             b_f_other = load_block(p_f_other, o_n, o_h, keep_n, ROW_F_OTHER, H)  # (N, BLOCK_H)
-            df = dot((de * scale).to(b_x.dtype), b_f_other, df, PRECISION, UPCAST)
+            de = through_clamp(de, ff, scale, clamp, CLAMPED)
+            df = dot(de.to(b_x.dtype), b_f_other, df, PRECISION, UPCAST)
         store_block(p_df, df, o_m, o_h, stored, H)
         store_block(p_dx, dx, o_m, o_d, stored, D)

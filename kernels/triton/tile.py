@@ -1,6 +1,6 @@
 """The tile kernel, forward: one program aligns one pair, both lengths within one tile.
 
-    e = scale f_a f_bᵀ + bias          (M, N), on chip, once
+    e = clip(scale f_a f_bᵀ) + bias    (M, N), on chip, once
     P, lse_a = softmax of e's rows     β = P b
     Q, lse_b = softmax of e's columns  α = Qᵀ a
 
@@ -15,7 +15,20 @@ own lengths, since a launch can't know them without waiting for the device.
 import triton
 import triton.language as tl
 
-from .blocks import dot, fill_rows, load_block, locate, place, products, scores, softmax, store_block, tokens, zero_rows
+from .blocks import (
+    dot,
+    fill_rows,
+    kept,
+    load_block,
+    locate,
+    place,
+    products,
+    scores,
+    softmax,
+    store_block,
+    tokens,
+    zero_rows,
+)
 
 
 @triton.jit
@@ -23,12 +36,13 @@ def tile_forward(
     p_fa, p_fb, p_a, p_b, p_extent_a, p_extent_b, p_bias,
     s_fa_outer, s_fa_inner, s_fb_outer, s_fb_inner, s_a_outer, s_a_inner, s_b_outer, s_b_inner,
     s_bias_outer, s_bias_inner, s_bias_m, s_bias_n,
-    rows_a, rows_b, inner, scale,
+    rows_a, rows_b, inner, scale, clamp, p_seed, least_p, least_q, factor_p, factor_q,
     p_beta, p_alpha, p_lse_a, p_lse_b,
     ROW_FA: tl.constexpr, ROW_FB: tl.constexpr, ROW_A: tl.constexpr, ROW_B: tl.constexpr,
     UNIT_FA: tl.constexpr, UNIT_FB: tl.constexpr, UNIT_A: tl.constexpr, UNIT_B: tl.constexpr,
     H: tl.constexpr, D_A: tl.constexpr, D_B: tl.constexpr,
     KIND_A: tl.constexpr, KIND_B: tl.constexpr, HAS_BIAS: tl.constexpr,
+    CLAMPED: tl.constexpr, DROPS: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     SMALLEST: tl.constexpr, LARGEST: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -50,10 +64,11 @@ def tile_forward(
         if 16 << size >= SMALLEST and 16 << size <= LARGEST:
             if (longest <= 16 << size) & ((longest > 8 << size) | (16 << size == SMALLEST)):
                 _align(
-                    p_fa, p_fb, p_a, p_b, p_mask_a, p_mask_b, p_bias, s_bias_m, s_bias_n, scale,
+                    p_fa, p_fb, p_a, p_b, p_mask_a, p_mask_b, p_bias, s_bias_m, s_bias_n, scale, clamp,
+                    pair, p_seed, least_p, least_q, factor_p, factor_q,
                     count_a, count_b, stored_a, stored_b, p_beta, p_alpha, p_lse_a, p_lse_b,
                     ROW_FA, ROW_FB, ROW_A, ROW_B, H, D_A, D_B, KIND_A, KIND_B, HAS_BIAS,
-                    PRECISION, UPCAST, 16 << size, BLOCK_H, BLOCK_D,
+                    CLAMPED, DROPS, PRECISION, UPCAST, 16 << size, BLOCK_H, BLOCK_D,
                 )  # fmt: skip
                 if 16 << size < LARGEST:
                     zero_rows(p_beta, 16 << size, stored_a, D_B, BLOCK_D)
@@ -64,11 +79,13 @@ def tile_forward(
 
 @triton.jit
 def _align(
-    p_fa, p_fb, p_a, p_b, p_mask_a, p_mask_b, p_bias, s_bias_m, s_bias_n, scale,
+    p_fa, p_fb, p_a, p_b, p_mask_a, p_mask_b, p_bias, s_bias_m, s_bias_n, scale, clamp,
+    pair, p_seed, least_p, least_q, factor_p, factor_q,
     count_a, count_b, stored_a, stored_b, p_beta, p_alpha, p_lse_a, p_lse_b,
     ROW_FA: tl.constexpr, ROW_FB: tl.constexpr, ROW_A: tl.constexpr, ROW_B: tl.constexpr,
     H: tl.constexpr, D_A: tl.constexpr, D_B: tl.constexpr,
     KIND_A: tl.constexpr, KIND_B: tl.constexpr, HAS_BIAS: tl.constexpr,
+    CLAMPED: tl.constexpr, DROPS: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     TILE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -79,12 +96,12 @@ def _align(
     keep_n = tokens(p_mask_b, o_n, count_b, KIND_B)
     e = tl.zeros((TILE, TILE), tl.float32)
     e = products(e, p_fa, p_fb, o_m, o_n, keep_m, keep_n, 0, ROW_FA, ROW_FB, H, BLOCK_H, PRECISION, UPCAST)
-    e = scores(e, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale, HAS_BIAS)
+    e = scores(e, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale, clamp, HAS_BIAS, CLAMPED)
     dtype = p_a.dtype.element_ty
 
     p, lse_a = softmax(e, 1)
     tl.store(p_lse_a + o_m, lse_a, mask=o_m < stored_a)
-    p = p.to(dtype)
+    p = kept(p, p_seed, pair, o_m[:, None], o_n[None, :], least_p, factor_p, 0, DROPS).to(dtype)
     for d in range(0, D_B, BLOCK_D):
         o_d = d + tl.arange(0, BLOCK_D)
         b_b = load_block(p_b, o_n, o_d, keep_n, ROW_B, D_B)  # (N, BLOCK_D)
@@ -93,7 +110,7 @@ def _align(
 
     q, lse_b = softmax(e, 0)
     tl.store(p_lse_b + o_n, lse_b, mask=o_n < stored_b)
-    q = tl.trans(q.to(dtype))
+    q = tl.trans(kept(q, p_seed, pair, o_m[:, None], o_n[None, :], least_q, factor_q, 1, DROPS).to(dtype))
     for d in range(0, D_A, BLOCK_D):
         o_d = d + tl.arange(0, BLOCK_D)
         b_a = load_block(p_a, o_m, o_d, keep_m, ROW_A, D_A)  # (M, BLOCK_D)

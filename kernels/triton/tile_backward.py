@@ -13,7 +13,20 @@ time from cache. The two one-directional backward passes of an attention kernel 
 import triton
 import triton.language as tl
 
-from .blocks import dot, load_block, load_closed_lse, locate, place, products, scores, store_block, tokens, zero_rows
+from .blocks import (
+    dot,
+    kept,
+    load_block,
+    load_closed_lse,
+    locate,
+    place,
+    products,
+    scores,
+    store_block,
+    through_clamp,
+    tokens,
+    zero_rows,
+)
 
 
 @triton.jit
@@ -21,13 +34,14 @@ def tile_backward(
     p_fa, p_fb, p_a, p_b, p_extent_a, p_extent_b, p_bias,
     s_fa_outer, s_fa_inner, s_fb_outer, s_fb_inner, s_a_outer, s_a_inner, s_b_outer, s_b_inner,
     s_bias_outer, s_bias_inner, s_bias_m, s_bias_n,
-    rows_a, rows_b, inner, scale,
+    rows_a, rows_b, inner, scale, clamp, p_seed, least_p, least_q, factor_p, factor_q,
     p_lse_a, p_lse_b, p_dbeta, p_dalpha, p_dlse_a, p_dlse_b,
     p_dfa, p_dfb, p_da, p_db, p_dbias,
     ROW_FA: tl.constexpr, ROW_FB: tl.constexpr, ROW_A: tl.constexpr, ROW_B: tl.constexpr,
     UNIT_FA: tl.constexpr, UNIT_FB: tl.constexpr, UNIT_A: tl.constexpr, UNIT_B: tl.constexpr,
     H: tl.constexpr, D_A: tl.constexpr, D_B: tl.constexpr,
     KIND_A: tl.constexpr, KIND_B: tl.constexpr, HAS_BIAS: tl.constexpr,
+    CLAMPED: tl.constexpr, DROPS: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     HAS_DLSE_A: tl.constexpr, HAS_DLSE_B: tl.constexpr, HAS_DBIAS: tl.constexpr,
     SMALLEST: tl.constexpr, LARGEST: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -52,12 +66,13 @@ def tile_backward(
         if 16 << size >= SMALLEST and 16 << size <= LARGEST:
             if (longest <= 16 << size) & ((longest > 8 << size) | (16 << size == SMALLEST)):
                 _differentiate(
-                    p_fa, p_fb, p_a, p_b, p_mask_a, p_mask_b, p_bias, s_bias_m, s_bias_n, scale,
+                    p_fa, p_fb, p_a, p_b, p_mask_a, p_mask_b, p_bias, s_bias_m, s_bias_n, scale, clamp,
+                    pair, p_seed, least_p, least_q, factor_p, factor_q,
                     count_a, count_b, stored_a, stored_b,
                     p_lse_a + out_a, p_lse_b + out_b, p_dbeta + out_a * D_B, p_dalpha + out_b * D_A,
                     p_dlse_a + out_a, p_dlse_b + out_b, p_dfa, p_dfb, p_da, p_db, p_dbias,
                     ROW_FA, ROW_FB, ROW_A, ROW_B, H, D_A, D_B, KIND_A, KIND_B, HAS_BIAS,
-                    PRECISION, UPCAST, HAS_DLSE_A, HAS_DLSE_B, HAS_DBIAS, 16 << size, BLOCK_H, BLOCK_D,
+                    CLAMPED, DROPS, PRECISION, UPCAST, HAS_DLSE_A, HAS_DLSE_B, HAS_DBIAS, 16 << size, BLOCK_H, BLOCK_D,
                 )  # fmt: skip
                 if 16 << size < LARGEST:
                     zero_rows(p_dfa, 16 << size, stored_a, H, BLOCK_H)
@@ -68,12 +83,14 @@ def tile_backward(
 
 @triton.jit
 def _differentiate(
-    p_fa, p_fb, p_a, p_b, p_mask_a, p_mask_b, p_bias, s_bias_m, s_bias_n, scale,
+    p_fa, p_fb, p_a, p_b, p_mask_a, p_mask_b, p_bias, s_bias_m, s_bias_n, scale, clamp,
+    pair, p_seed, least_p, least_q, factor_p, factor_q,
     count_a, count_b, stored_a, stored_b,
     p_lse_a, p_lse_b, p_dbeta, p_dalpha, p_dlse_a, p_dlse_b, p_dfa, p_dfb, p_da, p_db, p_dbias,
     ROW_FA: tl.constexpr, ROW_FB: tl.constexpr, ROW_A: tl.constexpr, ROW_B: tl.constexpr,
     H: tl.constexpr, D_A: tl.constexpr, D_B: tl.constexpr,
     KIND_A: tl.constexpr, KIND_B: tl.constexpr, HAS_BIAS: tl.constexpr,
+    CLAMPED: tl.constexpr, DROPS: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     HAS_DLSE_A: tl.constexpr, HAS_DLSE_B: tl.constexpr, HAS_DBIAS: tl.constexpr,
     TILE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -83,14 +100,15 @@ def _differentiate(
     o_n = tl.arange(0, TILE)
     keep_m = tokens(p_mask_a, o_m, count_a, KIND_A)
     keep_n = tokens(p_mask_b, o_n, count_b, KIND_B)
-    e = tl.zeros((TILE, TILE), tl.float32)
-    e = products(e, p_fa, p_fb, o_m, o_n, keep_m, keep_n, 0, ROW_FA, ROW_FB, H, BLOCK_H, PRECISION, UPCAST)
-    e = scores(e, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale, HAS_BIAS)
+    ff = tl.zeros((TILE, TILE), tl.float32)
+    ff = products(ff, p_fa, p_fb, o_m, o_n, keep_m, keep_n, 0, ROW_FA, ROW_FB, H, BLOCK_H, PRECISION, UPCAST)
+    e = scores(ff, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale, clamp, HAS_BIAS, CLAMPED)
     dtype = p_a.dtype.element_ty
 
     p = tl.exp2(e - load_closed_lse(p_lse_a, o_m, keep_m)[:, None])
     dp = tl.zeros((TILE, TILE), tl.float32)
-    p_t = tl.trans(p.to(dtype))
+    o_i, o_j = o_m[:, None], o_n[None, :]
+    p_t = tl.trans(kept(p, p_seed, pair, o_i, o_j, least_p, factor_p, 0, DROPS).to(dtype))
     for d in range(0, D_B, BLOCK_D):
         o_d = d + tl.arange(0, BLOCK_D)
         b_dbeta = load_block(p_dbeta, o_m, o_d, keep_m, D_B, D_B)  # (M, BLOCK_D)
@@ -98,6 +116,7 @@ def _differentiate(
         dp = dot(b_dbeta, tl.trans(b_b), dp, PRECISION, UPCAST)
         db = dot(p_t, b_dbeta, tl.zeros((TILE, BLOCK_D), tl.float32), PRECISION, UPCAST)
         store_block(p_db, db, o_n, o_d, stored_b, D_B)
+    dp = kept(dp, p_seed, pair, o_i, o_j, least_p, factor_p, 0, DROPS)
     delta = tl.sum(p * dp, 1)
     if HAS_DLSE_A:
         delta -= tl.load(p_dlse_a + o_m, mask=keep_m, other=0.0)
@@ -105,7 +124,7 @@ def _differentiate(
 
     q = tl.exp2(e - load_closed_lse(p_lse_b, o_n, keep_n)[None, :])
     dq = tl.zeros((TILE, TILE), tl.float32)
-    q_16 = q.to(dtype)
+    q_16 = kept(q, p_seed, pair, o_i, o_j, least_q, factor_q, 1, DROPS).to(dtype)
     for d in range(0, D_A, BLOCK_D):
         o_d = d + tl.arange(0, BLOCK_D)
         b_dalpha = load_block(p_dalpha, o_n, o_d, keep_n, D_A, D_A)  # (N, BLOCK_D)
@@ -113,6 +132,7 @@ def _differentiate(
         dq = dot(b_a, tl.trans(b_dalpha), dq, PRECISION, UPCAST)
         da = dot(q_16, b_dalpha, tl.zeros((TILE, BLOCK_D), tl.float32), PRECISION, UPCAST)
         store_block(p_da, da, o_m, o_d, stored_a, D_A)
+    dq = kept(dq, p_seed, pair, o_i, o_j, least_q, factor_q, 1, DROPS)
     gamma = tl.sum(q * dq, 0)
     if HAS_DLSE_B:
         gamma -= tl.load(p_dlse_b + o_n, mask=keep_n, other=0.0)
@@ -122,7 +142,7 @@ def _differentiate(
         o_bias = o_m[:, None] * stored_b + o_n[None, :]
         inside = (o_m < stored_a)[:, None] & (o_n < stored_b)[None, :]
         tl.store(p_dbias + o_bias, de.to(p_dbias.dtype.element_ty), mask=inside)
-    de_16 = (de * scale).to(dtype)
+    de_16 = through_clamp(de, ff, scale, clamp, CLAMPED).to(dtype)
     de_t = tl.trans(de_16)
     for h in range(0, H, BLOCK_H):
         o_h = h + tl.arange(0, BLOCK_H)

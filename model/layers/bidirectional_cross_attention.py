@@ -11,8 +11,7 @@ from .heads import merge_heads, per_head, split_heads, tokens_only
 class BidirectionalCrossAttention(nn.Module):
     """Stands for bidirectional_cross_attention.BidirectionalCrossAttention, and loads its state dict.
 
-    Where the weights themselves are wanted (dropout in training, talking heads, return_attn) it stores them, as the
-    original always does.
+    Where the weights themselves are wanted (talking heads, return_attn) it stores them, as the original always does.
 
     Args:
         dim, context_dim: the widths of the two sequences; context_dim is dim unless given.
@@ -73,20 +72,17 @@ class BidirectionalCrossAttention(nn.Module):
         context_qk = split_heads(self.context_to_qk(context), self.heads)
         context_v = split_heads(self.context_to_v(context), self.heads)
         masks = {"mask_a": per_head(mask), "mask_b": per_head(context_mask)}
-        options = {**masks, "scale": self.scale, "bias": rel_pos_bias}
+        dropout = (self.dropout.p, self.context_dropout.p) if self.training else 0.0
+        options = {**masks, "scale": self.scale, "bias": rel_pos_bias, "dropout": dropout}
         weights: tuple[Tensor, ...] = ()
-        if return_attn or self._changes_weights():
+        if return_attn or not isinstance(self.talking_heads, nn.Identity):
             p, q = alignment_weights(qk, context_qk, **options)
-            p, q = self.talking_heads(self.dropout(p)), self.context_talking_heads(self.context_dropout(q))
+            p, q = self.talking_heads(p), self.context_talking_heads(q)
             beta, alpha = p @ tokens_only(context_v, masks["mask_b"]), q.mT @ tokens_only(v, masks["mask_a"])
             weights = (p, q) if return_attn else ()
         else:
             beta, alpha = soft_align(qk, context_qk, v, context_v, **options, backend=self.backend)
         return self.to_out(merge_heads(beta)), self.context_to_out(merge_heads(alpha)), *weights
-
-    def _changes_weights(self) -> bool:
-        dropping = self.training and (self.dropout.p > 0 or self.context_dropout.p > 0)
-        return dropping or not isinstance(self.talking_heads, nn.Identity)
 
 
 def _mixing(heads: int) -> nn.Module:

@@ -6,19 +6,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...kernels import alignment_weights, soft_align
-from .heads import merge_heads, per_head, split_heads, tokens_only
+from ...kernels import soft_align
+from .heads import merge_heads, per_head, split_heads
+
+CLAMP = 50000.0
 
 
 class BiMultiHeadAttention(nn.Module):
     """Stands for the BiMultiHeadAttention of GroundingDINO and of GLIP, and loads their state dicts.
 
-    The originals subtract maxima and clamp scores to +-50000, so that the exponentials stay finite. The operator's
-    softmax needs no clamps: it subtracts each slice's own maximum, and e^-50000 is 0 with or without them.
+    The originals subtract the largest score of all and clamp to +-50000 what they have, so that the exponentials stay
+    finite. The operator's softmax subtracts each slice's own maximum, so here scores are clamped alone.
 
     Args:
         v_dim, l_dim: the widths of image and text features. embed_dim: of all heads together.
-        dropout: of the weights, in training; they are then stored, as the originals always store them.
+        dropout: of the weights, in training, for each direction by itself.
         cfg: accepted and ignored.
         mask_is_padding: what True means in masks: padding (GroundingDINO), or with False a token (GLIP).
     """
@@ -69,12 +71,10 @@ class BiMultiHeadAttention(nn.Module):
         f_v, f_l = split_heads(self.v_proj(v), heads), split_heads(self.l_proj(l), heads)
         of_v, of_l = split_heads(self.values_v_proj(v), heads), split_heads(self.values_l_proj(l), heads)
         mask_v, mask_l = per_head(self._tokens(attention_mask_v)), per_head(self._tokens(attention_mask_l))
-        options = {"mask_a": mask_v, "mask_b": mask_l, "scale": self.scale}
-        if self.training and self.dropout > 0:
-            p, q = (nn.functional.dropout(w, self.dropout) for w in alignment_weights(f_v, f_l, **options))
-            beta, alpha = p @ tokens_only(of_l, mask_l), q.mT @ tokens_only(of_v, mask_v)
-        else:
-            beta, alpha = soft_align(f_v, f_l, of_v, of_l, **options, backend=self.backend)
+        beta, alpha = soft_align(
+            *(f_v, f_l, of_v, of_l), mask_a=mask_v, mask_b=mask_l, scale=self.scale, clamp=CLAMP,
+            dropout=self.dropout if self.training else 0.0, backend=self.backend,
+        )  # fmt: skip
         return self.out_v_proj(merge_heads(beta)), self.out_l_proj(merge_heads(alpha))
 
     def _tokens(self, mask: Tensor | None) -> Tensor | None:

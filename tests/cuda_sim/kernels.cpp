@@ -36,7 +36,7 @@ extern "C" __attribute__((visibility("default"))) const char* run_pair(const Pai
             matrix(p->beta, p->d), matrix(p->dbeta, p->d), nullptr, p->delta_a, p->df_a, p->da};
   call.b = {all_b, matrix(p->f_b, p->h), matrix(p->b, p->d), p->alpha, p->lse_b,
             matrix(p->alpha, p->d), matrix(p->dalpha, p->d), nullptr, p->delta_b, p->df_b, p->db};
-  call.scale = 1;
+  call.rule = {1, INFINITY, nullptr, {}, {}, false};
   try {
     if (stream) {
       const Directions<float> both(call);

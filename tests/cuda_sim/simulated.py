@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from coalign.kernels.native import build, cuda
-from coalign.kernels.problem import Alignment, OperandGrads, Problem, Side
+from coalign.kernels.problem import Alignment, OperandGrads, Problem, Rule, Side
 from torch import Tensor
 
 HERE = Path(__file__).parent
@@ -74,8 +74,8 @@ def unsupported(problem: Problem) -> list[str]:
     return [cuda.NO_FLOAT64] if problem.dtype == torch.float64 else []
 
 
-def forward(a: Side, b: Side, bias: Tensor | None, scale: float) -> Alignment:
-    return cuda.forward_on(_device.machine(a.f), a, b, bias, scale)
+def forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
+    return cuda.forward_on(_device.machine(a.f), a, b, bias, rule)
 
 
 def backward(a: Side, *rest: Any) -> OperandGrads:

@@ -26,6 +26,7 @@ class Case:
         sides, one batch dimension) stores them without padding.
     prefix: masks have their tokens at the start, as lengths would.
     magnitude: the standard deviation of the scores.
+    clamp, dropout: as `coalign.soft_align` names them, dropout with a seed of its own.
     bias: "full" is (*batch, m, n); "shared" is (m, n), one for all pairs; "rows" is (*batch, m, 1).
     forbid: the share of pairings that the bias forbids by -inf.
     strides: how operands lie in memory. "heads": (batch, length, heads, width) transposed; "sliced": a slice
@@ -47,6 +48,8 @@ class Case:
     prefix: bool = False
     scale: float = 1.0
     magnitude: float = 1.0
+    clamp: float | None = None
+    dropout: float | tuple[float, float] = 0.0
     bias: Bias = "none"
     bias_dtype: torch.dtype | None = None
     forbid: float = 0.0
@@ -101,6 +104,11 @@ class Case:
                 _poison(bias, padding_a.unsqueeze(-1) | padding_b.unsqueeze(-2))
 
         options: dict[str, Any] = {"scale": self.scale}
+        if self.clamp is not None:
+            options["clamp"] = self.clamp
+        if self.dropout != 0:
+            seed = torch.randint(-(1 << 63), (1 << 63) - 1, (), generator=draw)
+            options |= {"dropout": self.dropout, "seed": seed.to(device)}
         for letter, extent, places, rows in (
             ("a", self.extent_a, places_a, self.m),
             ("b", self.extent_b, places_b, self.n),

@@ -47,14 +47,17 @@ def pair_by_pair(operands: Operands, dtype: torch.dtype = torch.float64) -> dict
     for pair, (place_a, place_b) in enumerate(zip(operands.places_a, operands.places_b, strict=True)):
         i, j = starts_a[pair] + place_a, starts_b[pair] + place_b
         e = case.scale * (flat["f_a"][i] @ flat["f_b"][j].T)
+        if case.clamp is not None:
+            e = e.clamp(-case.clamp, case.clamp)
         if bias is not None:
             e = e + bias[pair][place_a][:, place_b]
         some_i, some_j = (e > -torch.inf).any(1), (e > -torch.inf).any(0)  # the others align with nothing
         if not some_i.any():
             continue
         i, j, e = i[some_i], j[some_j], e[some_i][:, some_j]
-        beta = beta.index_put((i,), torch.softmax(e, 1) @ flat["b"][j])
-        alpha = alpha.index_put((j,), torch.softmax(e, 0).T @ flat["a"][i])
+        kept_p, kept_q = (k[some_i][:, some_j].to(dtype) for k in _kept(operands, pair, place_a, place_b))
+        beta = beta.index_put((i,), (torch.softmax(e, 1) * kept_p) @ flat["b"][j])
+        alpha = alpha.index_put((j,), (torch.softmax(e, 0) * kept_q).T @ flat["a"][i])
         lse_a = lse_a.index_put((i,), torch.logsumexp(e, 1))
         lse_b = lse_b.index_put((j,), torch.logsumexp(e, 0))
     rows_a, rows_b = leaves["f_a"].shape[:-1], leaves["f_b"].shape[:-1]
@@ -65,6 +68,32 @@ def pair_by_pair(operands: Operands, dtype: torch.dtype = torch.float64) -> dict
         lse_b.reshape(rows_b),
     )
     return _with_gradients(outputs, leaves, operands)
+
+
+def _kept(operands: Operands, pair: int, place_a: Tensor, place_b: Tensor) -> tuple[Tensor, Tensor]:
+    """What the dropout multiplies the two weight matrices of a pair by, place by place; see kernels/dropout.py."""
+    case = operands.case
+    shares = case.dropout if isinstance(case.dropout, tuple) else (case.dropout, case.dropout)
+    found = []
+    for side, share in enumerate(shares):
+        factors = torch.ones(len(place_a), len(place_b), dtype=torch.float64)
+        if share > 0:
+            bits = int(operands.options["seed"]) % 2**64
+            key = _lowbias32((bits >> 32) ^ _lowbias32((bits + 0x9E3779B9 * (side + 1)) % 2**32))
+            key = _lowbias32(key ^ pair)
+            for r, i in enumerate(place_a.tolist()):
+                row = _lowbias32((key + i) % 2**32)
+                for c, j in enumerate(place_b.tolist()):
+                    stays = _lowbias32((_lowbias32(row ^ j) + key) % 2**32) / 2**32 >= share
+                    factors[r, c] = 1 / (1 - share) if stays and share < 1 else 0.0
+        found.append(factors)
+    return found[0], found[1]
+
+
+def _lowbias32(x: int) -> int:
+    x = (x ^ x >> 16) * 0x7FEB352D % 2**32
+    x = (x ^ x >> 15) * 0x846CA68B % 2**32
+    return x ^ x >> 16
 
 
 def _with_gradients(outputs: tuple[Tensor, ...], leaves: dict[str, Tensor], operands: Operands) -> dict[str, Tensor]:
