@@ -37,11 +37,14 @@ def prepared(folder, settings, backend=None):
 
 
 def test_it_learns_from_real_sentences(tmp_path):
-    """Half of the eight epochs after which three seeds reached 0.57, 0.59 and 0.58; a third is chance."""
-    run = prepared(tmp_path, replace(SETTINGS, epochs=4))
+    """Seeds 0 to 3 reached 0.584, 0.584, 0.589 and 0.585 in eight epochs; a plain PyTorch loop 0.59. A third is chance.
+
+    The bound leaves room for another processor's rounding: 1,842 pairs tell 0.56 from 0.585 by two standard errors.
+    """
+    run = prepared(tmp_path, SETTINGS)
     run.run()
     assert len(run.training) == 8000
-    assert run.history[-1]["validation_accuracy"] > 0.5
+    assert run.best > 0.56
 
 
 def test_the_plain_model_has_the_same_curve_on_real_sentences(tmp_path):
