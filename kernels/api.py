@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import dispatch, ops
 from .checks import check_place, check_tensor, expand
+from .nested import is_nested, jagged, packed
 from .problem import Alignment, Problem, Side
 from .rules import check_scale, make_rule
 from .scale import scaled
@@ -95,6 +96,10 @@ def soft_align(
         return_lse: also return the two log-sum-exps (natural logarithm; float32, or float64 for float64).
         backend: "triton", "native" or "reference": that one or an error. None takes the first that can (`explain`).
 
+    The four may also be nested tensors (batch, ragged, width) in the layout torch.jagged, f_a and a of one set of
+    lengths, f_b and b of another. They go to `soft_align_packed` without padding, and take no mask, lengths or bias.
+    Where a nested tensor has not been told its longest length, a GPU is asked once.
+
     Returns:
         SoftAlignment(beta, alpha), or SoftAlignmentWithLse(beta, alpha, lse_a, lse_b). The rows of padding are
         0, and so are rows to which nothing can be aligned; their LSE is -inf. Whatever padding holds, NaN
@@ -106,6 +111,13 @@ def soft_align(
         ValueError: a shape, a length or a name does not fit; both mask and lengths were given.
         BackendUnavailable: the backend named can't serve this call; the message says why.
     """
+    if (f_a.__class__ is not Tensor or f_a.is_nested) and any(map(is_nested, (f_a, f_b, a, b))):
+        given = {"mask_a": mask_a, "mask_b": mask_b, "lengths_a": lengths_a, "lengths_b": lengths_b, "bias": bias}
+        for name, t in given.items():
+            if t is not None:
+                raise ValueError(f"nested tensors know their lengths and take no {name}")
+        options: Any = {"scale": scale, "clamp": clamp, "dropout": dropout, "seed": seed, "backend": backend}
+        return _nested(f_a, f_b, a, b, return_lse, options)
     a_side, b_side, bias, factor = _padded(f_a, f_b, a, b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
     rule = make_rule(factor, clamp, dropout, seed, f_a)
     if f_a.ndim in (3, 4):
@@ -115,6 +127,18 @@ def soft_align(
         batch = f_a.shape[:-2]
         found = Alignment(*(t.reshape(*batch, *t.shape[k:]) for t, k in zip(found, (-2, -2, -1, -1), strict=True)))
     return SoftAlignmentWithLse(*found) if return_lse else SoftAlignment(found.beta, found.alpha)
+
+
+def _nested(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, return_lse: bool, options: Any) -> Any:
+    """`soft_align` of nested tensors: outputs are nested as f_a and f_b are."""
+    side_a, side_b = packed("a", f_a, a), packed("b", f_b, b)
+    if len(f_a) != len(f_b):
+        raise ValueError(f"f_a and f_b must have as many sequences; they have {len(f_a)} and {len(f_b)}")
+    found = soft_align_packed(
+        *(side_a.f, side_b.f, side_a.x, side_b.x, side_a.offsets, side_b.offsets, side_a.length, side_b.length),
+        return_lse=return_lse, **options,
+    )  # fmt: skip
+    return type(found)(*(jagged(t, like) for t, like in zip(found, (f_a, f_b) * 2, strict=False)))
 
 
 # fmt: off
