@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses $(WORKERS
 DATA ?=
 ARGS ?=
 
-.PHONY: help demo test test-python test-triton test-narrow sanitize bench gpu-check gpu-bench gpu-tune lint clean
+.PHONY: help demo test test-python test-triton test-narrow sanitize bench gpu-check gpu-bench gpu-tune hub-kernel lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -58,6 +58,10 @@ gpu-tune: ## try the kernels' tile choices on this machine's GPU; GPU_SECONDS=44
 gpu-check: ## build the CUDA kernels and run all that needs a GPU, on a machine that has one
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(PYTHON) tests/gpu_check.py
+
+HUB_KERNEL ?= build/hub-kernel
+hub-kernel: ## write the Triton backend as a project for Hugging Face's kernel-builder, into HUB_KERNEL=build/hub-kernel
+	$(PYTHON) scripts/hub_kernel.py $(HUB_KERNEL)
 
 lint: $(VENV)/installed ## check style and types (types on the installed wheel: checkers can't follow editable installs)
 	$(BIN)/ruff check

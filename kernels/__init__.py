@@ -1,14 +1,15 @@
 """Bidirectional soft alignment: the operator and its backends."""
 
-if __name__ != "coalign.kernels":
+if __name__ == "kernels":
     raise ImportError(
-        f"this package was imported as {__name__!r}; import it as coalign.kernels "
+        "this package was imported as 'kernels'; import it as coalign.kernels "
         "(python was probably started in the project's own folder, on whose path it lies as a plain folder)"
     )
 
 from .api import SoftAlignment, SoftAlignmentWithLse, explain, soft_align, soft_align_packed
-from .dispatch import BACKENDS, BackendUnavailable
+from .dispatch import BackendUnavailable
 from .matches import Matches, dual_softmax_matches
+from .names import BACKENDS
 from .one_way import soft_align_one_way
 from .weights import AlignmentWeights, alignment_weights, dual_softmax
 

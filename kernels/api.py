@@ -134,10 +134,10 @@ def _nested(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, return_lse: bool, op
     side_a, side_b = packed("a", f_a, a), packed("b", f_b, b)
     if len(f_a) != len(f_b):
         raise ValueError(f"f_a and f_b must have as many sequences; they have {len(f_a)} and {len(f_b)}")
+    options |= {"return_lse": return_lse}
     found = soft_align_packed(
-        *(side_a.f, side_b.f, side_a.x, side_b.x, side_a.offsets, side_b.offsets, side_a.length, side_b.length),
-        return_lse=return_lse, **options,
-    )  # fmt: skip
+        side_a.f, side_b.f, side_a.x, side_b.x, side_a.offsets, side_b.offsets, side_a.length, side_b.length, **options
+    )
     return type(found)(*(jagged(t, like) for t, like in zip(found, (f_a, f_b) * 2, strict=False)))
 
 

@@ -21,9 +21,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from .names import BACKENDS
 from .problem import Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side
-
-BACKENDS = ("triton", "native", "reference")
 
 
 class Backend(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def is_nested(t: Tensor) -> bool:
     return isinstance(t, Tensor) and (t.is_nested or t.layout is torch.jagged)
 
 
-def packed(letter: str, f: Tensor, x: Tensor) -> Packed:
+def packed(letter: str, f: Any, x: Any) -> Packed:
     """The rows of one side's two nested tensors, which must have the same lengths.
 
     Raises:
@@ -54,7 +54,7 @@ def packed(letter: str, f: Tensor, x: Tensor) -> Packed:
     return Packed(f.values(), x.values(), offsets.int(), int(length))
 
 
-def jagged(rows: Tensor, like: Tensor) -> Tensor:
+def jagged(rows: Tensor, like: Any) -> Tensor:
     """Rows (total, ...) nested as `like` is."""
     nested: Tensor = torch.nested.nested_tensor_from_jagged(
         rows,

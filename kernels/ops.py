@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference, transforms
+from .names import NAMESPACE
 from .problem import PLAIN, Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side
 
 TENSORS, OPERANDS = 8, 15  # of what `_flat` gives, so many may be tensors
@@ -26,7 +27,7 @@ _OPERANDS = (
     "Tensor? seed, SymInt length_a, SymInt length_b, float scale, float? clamp, float dropout_a, float dropout_b, "
     "str? backend"
 )
-_library = torch.library.Library("coalign", "DEF")
+_library = torch.library.Library(NAMESPACE, "DEF")
 _library.define(
     f"soft_align({_OPERANDS}) -> (Tensor beta, Tensor alpha, Tensor lse_a, Tensor lse_b)",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -37,6 +38,8 @@ _library.define(
     "-> (Tensor grad_f_a, Tensor grad_f_b, Tensor grad_a, Tensor grad_b, Tensor grad_bias)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+
+_operators = getattr(torch.ops, NAMESPACE)
 
 
 # fmt: off
@@ -69,7 +72,7 @@ def _forward(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: str | N
     bias = _expanded(bias, a, b)
     if unobserved((*a, *b, bias, rule.seed)):
         return _soft_align(a, b, bias, rule, backend)
-    return Alignment(*torch.ops.coalign.soft_align.default(*_flat(a, b, bias, rule, backend)))
+    return Alignment(*_operators.soft_align.default(*_flat(a, b, bias, rule, backend)))
 
 
 # fmt: off
@@ -82,7 +85,7 @@ def _backward(
     if unobserved((*a, *b, bias, rule.seed, *saved, *grads)):
         return _soft_align_backward(a, b, bias, rule, backend, saved, grads, bias_grad)
     return OperandGrads(
-        *torch.ops.coalign.soft_align_backward.default(
+        *_operators.soft_align_backward.default(
             *_flat(a, b, bias, rule, backend), *saved, *grads, bias_grad
         )
     )
@@ -308,7 +311,7 @@ def _check_extents(a: Side, b: Side) -> None:
 _library.impl("soft_align", _registered, "CompositeExplicitAutograd")
 _library.impl("soft_align_backward", _registered_backward, "CompositeExplicitAutograd")
 torch.library.register_vmap(
-    "coalign::soft_align", partial(transforms.fold, torch.ops.coalign.soft_align.default), lib=_library
+    f"{NAMESPACE}::soft_align", partial(transforms.fold, _operators.soft_align.default), lib=_library
 )
-torch.library.register_fake("coalign::soft_align", _fake_soft_align, lib=_library)
-torch.library.register_fake("coalign::soft_align_backward", _fake_soft_align_backward, lib=_library)
+torch.library.register_fake(f"{NAMESPACE}::soft_align", _fake_soft_align, lib=_library)
+torch.library.register_fake(f"{NAMESPACE}::soft_align_backward", _fake_soft_align_backward, lib=_library)

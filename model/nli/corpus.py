@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .atomic import replacing
-from .hub import dataset_rows, is_dataset_name
+from .datasets_hub import dataset_rows, is_dataset_name
 from .pairs import LABELS, UNLABELLED
 from .rows import Columns, DataError, Row, read_rows
 from .tokens import tokenizer
