@@ -7,6 +7,7 @@ if __name__ == "kernels":
     )
 
 from .api import SoftAlignment, SoftAlignmentWithLse, explain, soft_align, soft_align_packed
+from .decompositions import decompositions
 from .dispatch import BackendUnavailable
 from .matches import Matches, dual_softmax_matches
 from .names import BACKENDS
@@ -21,6 +22,7 @@ __all__ = [
     "SoftAlignment",
     "SoftAlignmentWithLse",
     "alignment_weights",
+    "decompositions",
     "dual_softmax",
     "dual_softmax_matches",
     "explain",

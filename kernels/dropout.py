@@ -35,8 +35,7 @@ def dropped(share: float) -> Dropped:
 
 def factors(rule: Rule, pairs: int, m: int, n: int) -> tuple[Tensor | None, Tensor | None]:
     """What P's and Q's weights (pairs, m, n) are multiplied by, float64; None where nothing is dropped."""
-    if rule.seed is None:
-        return None, None
+    assert rule.seed is not None
     device = rule.seed.device
     pair = torch.arange(pairs, device=device)[:, None, None]
     i, j = torch.arange(m, device=device)[:, None], torch.arange(n, device=device)

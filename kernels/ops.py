@@ -39,7 +39,8 @@ _library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
-_operators = getattr(torch.ops, NAMESPACE)
+soft_align_operator = getattr(torch.ops, NAMESPACE).soft_align.default
+_backward_operator = getattr(torch.ops, NAMESPACE).soft_align_backward.default
 
 
 # fmt: off
@@ -72,7 +73,7 @@ def _forward(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: str | N
     bias = _expanded(bias, a, b)
     if unobserved((*a, *b, bias, rule.seed)):
         return _soft_align(a, b, bias, rule, backend)
-    return Alignment(*_operators.soft_align.default(*_flat(a, b, bias, rule, backend)))
+    return Alignment(*soft_align_operator(*_flat(a, b, bias, rule, backend)))
 
 
 # fmt: off
@@ -85,7 +86,7 @@ def _backward(
     if unobserved((*a, *b, bias, rule.seed, *saved, *grads)):
         return _soft_align_backward(a, b, bias, rule, backend, saved, grads, bias_grad)
     return OperandGrads(
-        *_operators.soft_align_backward.default(
+        *_backward_operator(
             *_flat(a, b, bias, rule, backend), *saved, *grads, bias_grad
         )
     )
@@ -112,7 +113,7 @@ _PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None), int})
 class _SoftAlign(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *operands: Any) -> Alignment:
-        outputs = _forward(*_sides(*operands))
+        outputs = _forward(*sides(*operands))
         ctx.save_for_backward(*operands[:TENSORS], *outputs)
         ctx.rest = operands[TENSORS:]
         ctx.set_materialize_grads(False)
@@ -132,7 +133,7 @@ class _SoftAlign(torch.autograd.Function):
             return _differentiable_backward(operands, arrived, ctx.needs_input_grad)
         bias = operands[6]
         bias_grad = bias is not None and ctx.needs_input_grad[6]
-        found = _backward(*_sides(*operands), outputs, arrived, bias_grad)
+        found = _backward(*sides(*operands), outputs, arrived, bias_grad)
         # summed over what was broadcast before it is rounded to the bias' own dtype
         dbias = found.bias.sum_to_size(bias.shape).to(bias.dtype) if bias_grad and found.bias is not None else None
         return found.f_a, found.f_b, found.a, found.b, None, None, dbias, *(None,) * 8
@@ -143,7 +144,7 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def forward(*operands: Any) -> tuple[Tensor, ...]:
-        return tuple(_forward(*_sides(*operands)))
+        return tuple(_forward(*sides(*operands)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -153,7 +154,7 @@ class _Transformed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
-        a, b, bias, rule, _ = _sides(*saved[:TENSORS], *ctx.rest)
+        a, b, bias, rule, _ = sides(*saved[:TENSORS], *ctx.rest)
         arguments = bias, rule, Alignment(*saved[TENSORS:]), AlignmentGrads(*grads), bias is not None
         found = reference.backward(a, b, *arguments)
         dbias = None if bias is None or found.bias is None else found.bias.sum_to_size(bias.shape).to(bias.dtype)
@@ -161,7 +162,7 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *operands: Any) -> Any:
-        return transforms.fold(lambda *folded: align(*_sides(*folded)), info, in_dims, *operands)
+        return transforms.fold(lambda *folded: align(*sides(*folded)), info, in_dims, *operands)
 
 
 def _by_reference(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: str | None) -> Alignment:
@@ -184,7 +185,7 @@ def _differentiable_backward(
     operands: tuple[Any, ...], grads: tuple[Tensor | None, ...], needed: tuple[bool, ...]
 ) -> tuple[Any, ...]:
     """The same gradient through the reference, which PyTorch can differentiate again."""
-    a, b, bias, rule, _ = _sides(*operands)
+    a, b, bias, rule, _ = sides(*operands)
     outputs = reference.forward(a, b, bias, rule)
     inputs = [t for t, n in zip(operands, needed, strict=True) if n]
     pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
@@ -203,11 +204,12 @@ def _flat(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: str | None
     )
 
 
-def _sides(
+def sides(
     f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, extent_a: Tensor | None, extent_b: Tensor | None,
     bias: Tensor | None, seed: Tensor | None, length_a: int, length_b: int,
     scale: float, clamp: float | None, dropout_a: float, dropout_b: float, backend: str | None,
 ) -> tuple[Side, Side, Tensor | None, Rule, str | None]:
+    """What the operators' operands are."""
     rule = Rule(scale, clamp, dropout_a, dropout_b, seed)
     return Side(f_a, a, extent_a, length_a), Side(f_b, b, extent_b, length_b), bias, rule, backend
 # fmt: on
@@ -236,23 +238,23 @@ def _soft_align_backward(
 
 
 def _registered(*operands: Any) -> tuple[Tensor, ...]:
-    return tuple(_soft_align(*_sides(*operands)))
+    return tuple(_soft_align(*sides(*operands)))
 
 
 def _registered_backward(*arguments: Any) -> tuple[Tensor, ...]:
     *given, bias_grad = arguments
     sides, saved, grads = given[:OPERANDS], given[OPERANDS:-4], given[-4:]
-    *found, dbias = _soft_align_backward(*_sides(*sides), Alignment(*saved), AlignmentGrads(*grads), bias_grad)
+    *found, dbias = _soft_align_backward(*sides(*sides), Alignment(*saved), AlignmentGrads(*grads), bias_grad)
     return *found, sides[0].new_empty(0) if dbias is None else dbias
 
 
 def _fake_soft_align(*operands: Any) -> tuple[Tensor, ...]:
-    a, b, *_ = _sides(*operands)
+    a, b, *_ = sides(*operands)
     return _empty_alignment(a, b)
 
 
 def _fake_soft_align_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    a, b, bias, *_ = _sides(*arguments[:OPERANDS])
+    a, b, bias, *_ = sides(*arguments[:OPERANDS])
     return _empty_operand_grads(a, b, bias, arguments[-1])
 
 
@@ -311,7 +313,7 @@ def _check_extents(a: Side, b: Side) -> None:
 _library.impl("soft_align", _registered, "CompositeExplicitAutograd")
 _library.impl("soft_align_backward", _registered_backward, "CompositeExplicitAutograd")
 torch.library.register_vmap(
-    f"{NAMESPACE}::soft_align", partial(transforms.fold, _operators.soft_align.default), lib=_library
+    f"{NAMESPACE}::soft_align", partial(transforms.fold, soft_align_operator), lib=_library
 )
 torch.library.register_fake(f"{NAMESPACE}::soft_align", _fake_soft_align, lib=_library)
 torch.library.register_fake(f"{NAMESPACE}::soft_align_backward", _fake_soft_align_backward, lib=_library)

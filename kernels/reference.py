@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from math import prod
 
 import torch
 from torch import Tensor
@@ -151,7 +152,9 @@ def _scores(a: Side, b: Side, keep_a: Tensor | None, keep_b: Tensor | None, bias
 
 def _factors(e: Tensor, rule: Rule) -> tuple[Tensor | None, Tensor | None]:
     """What the dropout multiplies P and Q by, in the shape and dtype of e."""
-    found = factors(rule, e.shape[:-2].numel(), *e.shape[-2:])
+    if rule.seed is None:
+        return None, None
+    found = factors(rule, prod(e.shape[:-2]), *e.shape[-2:])
     p, q = (t if t is None else t.reshape(e.shape).to(e.dtype) for t in found)
     return p, q
 
