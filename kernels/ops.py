@@ -243,9 +243,9 @@ def _registered(*operands: Any) -> tuple[Tensor, ...]:
 
 def _registered_backward(*arguments: Any) -> tuple[Tensor, ...]:
     *given, bias_grad = arguments
-    sides, saved, grads = given[:OPERANDS], given[OPERANDS:-4], given[-4:]
-    *found, dbias = _soft_align_backward(*sides(*sides), Alignment(*saved), AlignmentGrads(*grads), bias_grad)
-    return *found, sides[0].new_empty(0) if dbias is None else dbias
+    operands, saved, grads = given[:OPERANDS], given[OPERANDS:-4], given[-4:]
+    *found, dbias = _soft_align_backward(*sides(*operands), Alignment(*saved), AlignmentGrads(*grads), bias_grad)
+    return *found, operands[0].new_empty(0) if dbias is None else dbias
 
 
 def _fake_soft_align(*operands: Any) -> tuple[Tensor, ...]:
