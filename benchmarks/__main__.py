@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import plots, predict, report, results, significance, whole_model
+from . import layers, plots, predict, report, results, significance, whole_model
 from .cases import Case
 from .measure import compare, directions
 from .model_cases import CASES as MODEL_CASES
@@ -34,6 +34,7 @@ def main(
     threads: Annotated[int, typer.Option(help="PyTorch's threads", min=1)] = 2,
     hot: Annotated[bool, typer.Option(help="the same inputs all the time, so that caches are warm")] = False,
     model: Annotated[bool, typer.Option(help="the whole model instead of the operator")] = False,
+    of_layers: Annotated[bool, typer.Option("--layers", help="the drop-in layers instead of the operator")] = False,
     profile: Annotated[bool, typer.Option(help="of the whole model: where a training step's time goes")] = False,
     seconds: Annotated[float, typer.Option(help="begin no case after so many")] = float("inf"),
     resume: Annotated[bool, typer.Option(help="leave out what the file has from this commit")] = False,
@@ -53,12 +54,14 @@ def main(
     suite = suite or ("gpu" if kind == "cuda" else "cpu")
     if suite not in SUITES:
         raise typer.BadParameter(f"{suite!r} is none of {', '.join(SUITES)}", param_hint="--suite")
-    path = output or results.file_of(kind, "model" if model else "operator")
+    path = output or results.file_of(kind, "layers" if of_layers else "model" if model else "operator")
     until = time.monotonic() + seconds
     if (show or markdown) and not path.exists():
         raise typer.BadParameter(f"there are no results in {path} yet", param_hint="--report")
     if profile:
         print(whole_model.profile(threads), whole_model.profile(threads, autocast=True), sep="\n\n")
+    elif of_layers:
+        _layers(path, only, rounds, threads, until, show, markdown)
     elif model and markdown:
         print(whole_model.markdown(results.read(path)))
     elif model and show:
@@ -82,6 +85,25 @@ def main(
             console.print(f"[yellow]no GPU here: its {len(cases)} cases are skipped; the processor's follow")
             suite, cases = "cpu", SUITES["cpu"]()
         _measure(cases, suite, kind, path, rounds, threads, hot, until, resume)
+
+
+def _layers(path: Path, only: str, rounds: int, threads: int, until: float, show: bool, markdown: bool) -> None:
+    if markdown:
+        print(layers.markdown(results.read(path)))
+        return
+    if not show:
+        work = [(case, direction) for case in layers.CASES if only in case.name for direction in directions()]
+        if not work:
+            raise typer.BadParameter("no case's name holds that", param_hint="--only")
+        _each(
+            work,
+            lambda item: f"{item[0].name}, {item[1]}",
+            lambda item, step: layers.run(*item, rounds, threads, step),
+            path,
+            rounds,
+            until,
+        )
+    console.print(layers.table(results.read(path)))
 
 
 def _measure_model(

@@ -7,7 +7,7 @@ A backend is a module with four names:
     forward(a, b, bias, rule)               -> Alignment
     backward(a, b, bias, rule, saved, grads, bias_grad) -> OperandGrads
 
-`BACKENDS` lists them fastest first; the first without a reason against it serves. The log-sum-exps mean the
+They stand in an order, fastest first; the first without a reason against it serves. The log-sum-exps mean the
 same in every backend, so one may serve the forward pass and another the backward pass. A backend that was
 asked for by name never falls back, and no exception is swallowed on the way.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import Protocol
 
@@ -48,9 +49,43 @@ class BackendUnavailable(RuntimeError):
     """The backend that was asked for by name can't serve this call; the message says why."""
 
 
-@cache
+_order = list(BACKENDS)
+_registered: dict[str, Backend] = {}
+
+
+def register(added: Backend, before: str = "reference") -> Callable[[], None]:
+    """Let a backend of one's own serve calls, ahead of another one.
+
+    Args:
+        added: anything with the four names that a backend has. before: the name of what it goes ahead of.
+
+    Returns:
+        A function that takes it away again.
+
+    Raises:
+        ValueError: there is a backend of its name, or none of the other.
+    """
+    if added.name in _order:
+        raise ValueError(f"there is a backend {added.name!r} already")
+    if before not in _order:
+        raise ValueError(f"before={before!r} is no backend; choose from {', '.join(map(repr, _order))}")
+    _registered[added.name] = added
+    _order.insert(_order.index(before), added.name)
+
+    def take_away() -> None:
+        _order.remove(added.name)
+        del _registered[added.name]
+
+    return take_away
+
+
 def backend(name: str) -> Backend:
-    """The backend module of that name, imported when first asked for."""
+    """The backend of that name, its module imported when first asked for."""
+    return _registered[name] if name in _registered else _shipped(name)
+
+
+@cache
+def _shipped(name: str) -> Backend:
     return importlib.import_module(f".{name}", __package__)
 
 
@@ -59,8 +94,8 @@ def requested(name: str | None) -> str | None:
     source = "backend="
     if name is None:
         name, source = os.environ.get("COALIGN_BACKEND") or None, "COALIGN_BACKEND="
-    if name is not None and name not in BACKENDS:
-        raise ValueError(f"{source}{name!r} is no backend; choose from {', '.join(map(repr, BACKENDS))}")
+    if name is not None and name not in _order:
+        raise ValueError(f"{source}{name!r} is no backend; choose from {', '.join(map(repr, _order))}")
     return name
 
 
@@ -78,7 +113,7 @@ def choose(problem: Problem, name: str | None = None) -> Backend:
                 "Leave backend=None to let coalign choose."
             )
         return chosen
-    for candidate in map(backend, BACKENDS):
+    for candidate in map(backend, _order):
         if not candidate.unsupported(problem):
             return candidate
     raise AssertionError("the reference serves every call")
@@ -89,7 +124,7 @@ def explain(problem: Problem, name: str | None = None) -> str:
     name = requested(name)
     lines = [str(problem)]
     served = False
-    for candidate in map(backend, BACKENDS):
+    for candidate in map(backend, _order):
         reasons = candidate.unsupported(problem)
         if name is not None and candidate.name != name:
             verdict = f"not asked for ({name!r} was named)"

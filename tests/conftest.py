@@ -82,13 +82,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _simulated_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _simulated_backend(request: pytest.FixtureRequest) -> Iterator[None]:
     """The simulator is a backend for the tests that are given it, and for nobody else."""
     call = getattr(request.node, "callspec", None)
-    if call is not None and getattr(call.params.get("backend"), "name", None) == simulated.name:
-        real = dispatch.backend
-        monkeypatch.setattr(dispatch, "BACKENDS", (*dispatch.BACKENDS, simulated.name))
-        monkeypatch.setattr(dispatch, "backend", lambda name: simulated if name == simulated.name else real(name))
+    wanted = call is not None and getattr(call.params.get("backend"), "name", None) == simulated.name
+    take_away = dispatch.register(simulated) if wanted else lambda: None
+    yield
+    take_away()
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def fake_backends(monkeypatch):
         "forwarder": fake("forwarder", lambda problem: ["it never looks back"] if problem.backward else []),
         "reference": fake("reference", lambda problem: []),
     }
-    monkeypatch.setattr(dispatch, "BACKENDS", tuple(backends))
+    monkeypatch.setattr(dispatch, "_order", list(backends))
     monkeypatch.setattr(dispatch, "backend", backends.__getitem__)
     return served
 
@@ -256,3 +256,37 @@ def test_native_on_a_gpu_says_why_not(monkeypatch, capability, hip, dtype, reaso
     problem = Problem(torch.device("cuda", 0), dtype, 1, 5, 4, 8, 6, 5, "full", "full", False, False)
     (found,) = dispatch.backend("native").unsupported(problem)
     assert re.search(reason, found)
+
+
+def test_a_backend_of_ones_own():
+    class Own:
+        name = "own"
+        served = 0
+
+        def unsupported(self, problem):
+            return ["bias is not for me"] if problem.bias else []
+
+        def forward(self, *call):
+            self.served += 1
+            return dispatch.backend("reference").forward(*call)
+
+        def backward(self, *call):
+            return dispatch.backend("reference").backward(*call)
+
+    x, own = torch.randn(1, 2, 3), Own()
+    take_away = dispatch.register(own, before="triton")
+    try:
+        coalign.soft_align(x, x, x, x)
+        assert own.served == 1
+        coalign.soft_align(x, x, x, x, bias=torch.zeros(2, 2))
+        coalign.soft_align(x, x, x, x, backend="reference")
+        assert own.served == 1
+        assert "bias is not for me" in coalign.explain(x, x, x, x, bias=torch.zeros(2, 2))
+        with pytest.raises(ValueError, match="'own' already"):
+            dispatch.register(own)
+        with pytest.raises(ValueError, match="'first' is no backend"):
+            dispatch.register(Own.__new__(type("Two", (Own,), {"name": "two"})), before="first")
+    finally:
+        take_away()
+    with pytest.raises(ValueError, match="'own' is no backend"):
+        coalign.soft_align(x, x, x, x, backend="own")

@@ -1,6 +1,6 @@
-"""Drop-in layers against their originals' formulas, in plain PyTorch on a random state dict: values and gradients.
+"""Drop-in layers against their originals' formulas (benchmarks/layer_formulas.py) on random state dicts.
 
-Every formula takes the layer's parameters by the names that the original gives them, so a renamed one is a KeyError.
+Values and gradients. A formula takes parameters by the names that the original gives them: a renamed one is a KeyError.
 """
 
 from __future__ import annotations
@@ -19,15 +19,23 @@ from coalign.model.layers import (
     SoftmaxAttention,
 )
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from benchmarks.layer_formulas import (
+    SIMILARITIES,
+    allennlp,
+    bidirectional,
+    both_ways,
+    cross_block,
+    esim,
+    graph_matching,
+    grounding_dino,
+)
 from coalign.testing import error
 
 M, N = 9, 7
 MASK_A = torch.arange(M) < torch.tensor([9, 4, 6])[:, None]
 MASK_B = torch.arange(N) < torch.tensor([2, 7, 5])[:, None]
 BOTH = MASK_A[:, None, :, None] & MASK_B[:, None, None, :]
-Names = dict[str, Tensor]
 
 
 def agree(
@@ -67,44 +75,12 @@ def with_arguments(layer: nn.Module, **arguments) -> nn.Module:
     return layer
 
 
-def linear(w: Names, name: str, x: Tensor) -> Tensor:
-    return F.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
-
-
-def heads(x: Tensor, count: int) -> Tensor:
-    return x.reshape(*x.shape[:2], count, -1).permute(0, 2, 1, 3)
-
-
-def joined(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
-
-
-def both_ways(e: Tensor, a: Tensor, b: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
-    e = e if allowed is None else e.masked_fill(~allowed, -torch.inf)
-    return e.softmax(-1).nan_to_num() @ b, e.softmax(-2).nan_to_num().mT @ a
-
-
 def inputs(width_a: int, width_b: int) -> list[Tensor]:
     torch.manual_seed(0)
     return [torch.randn(3, M, width_a), torch.randn(3, N, width_b)]
 
 
 # LightGlue
-
-
-def cross_block(allowed: Tensor | None) -> Callable[..., tuple[Tensor, ...]]:
-    def formula(w: Names, x0: Tensor, x1: Tensor) -> tuple[Tensor, ...]:
-        qk0, qk1 = (heads(linear(w, "to_qk", x), 4) * 8**-0.25 for x in (x0, x1))
-        v0, v1 = (heads(linear(w, "to_v", x), 4) for x in (x0, x1))
-        messages = both_ways(qk0 @ qk1.mT, v0, v1, allowed)
-        outputs = []
-        for x, message in zip((x0, x1), messages, strict=True):
-            y = linear(w, "ffn.0", torch.cat([x, linear(w, "to_out", joined(message))], -1))
-            y = F.gelu(F.layer_norm(y, y.shape[-1:], w["ffn.1.weight"], w["ffn.1.bias"]))
-            outputs.append(x + linear(w, "ffn.3", y))
-        return tuple(outputs)
-
-    return formula
 
 
 SCATTERED = torch.rand(3, 1, M, N, generator=torch.Generator().manual_seed(5)) < 0.7
@@ -119,7 +95,7 @@ LIGHTGLUE = [
 @pytest.mark.parametrize(("arguments", "allowed"), LIGHTGLUE, ids=["no mask", "mask", "two masks", "any mask"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_cross_block(arguments, allowed, bias):
-    agree(with_arguments(CrossBlock(32, 4, bias=bias), **arguments), cross_block(allowed), inputs(32, 32))
+    agree(with_arguments(CrossBlock(32, 4, bias=bias), **arguments), cross_block(4, allowed), inputs(32, 32))
 
 
 def test_cross_block_refuses():
@@ -130,25 +106,6 @@ def test_cross_block_refuses():
 
 
 # bidirectional-cross-attention
-
-
-def bidirectional(prenorm: bool, talking: bool, allowed: Tensor | None, bias: Tensor | None, attn: bool = False):
-    def formula(w: Names, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        if prenorm:
-            x = F.layer_norm(x, x.shape[-1:], w["norm.weight"], w["norm.bias"])
-            y = F.layer_norm(y, y.shape[-1:], w["context_norm.weight"], w["context_norm.bias"])
-        e = heads(linear(w, "to_qk", x), 2) @ heads(linear(w, "context_to_qk", y), 2).mT / 4
-        e = e if bias is None else e + bias
-        e = e if allowed is None else e.masked_fill(~allowed, -1e300)
-        p, q = e.softmax(-1), e.softmax(-2)
-        if talking:
-            p = torch.einsum("bhij,gh->bgij", p, w["talking_heads.weight"][..., 0, 0])
-            q = torch.einsum("bhij,gh->bgij", q, w["context_talking_heads.weight"][..., 0, 0])
-        out = linear(w, "to_out", joined(p @ heads(linear(w, "context_to_v", y), 2)))
-        context_out = linear(w, "context_to_out", joined(q.mT @ heads(linear(w, "to_v", x), 2)))
-        return (out, context_out, p, q) if attn else (out, context_out)
-
-    return formula
 
 
 WHICH = (("mask", MASK_A), ("context_mask", MASK_B))
@@ -167,13 +124,13 @@ def test_bidirectional_cross_attention(prenorm, talking, masked):
     arguments = {"mask": mask, "context_mask": context_mask, "rel_pos_bias": bias}
     rows, columns = (torch.ones_like(m) if masked not in (which, "both") else m for which, m in WHICH)
     allowed = rows[:, None, :, None] & columns[:, None, None, :]
-    formula = bidirectional(prenorm, talking, allowed, bias)
+    formula = bidirectional(2, prenorm, talking, allowed, bias)
     agree(with_arguments(layer, **arguments), formula, inputs(24, 20), (mask, context_mask))
 
 
 def test_bidirectional_cross_attention_returns_its_weights():
     layer = with_arguments(BidirectionalCrossAttention(dim=24, heads=2, dim_head=16), return_attn=True)
-    agree(layer, bidirectional(False, False, None, None, attn=True), inputs(24, 24), (None,) * 4)
+    agree(layer, bidirectional(2, False, False, None, None, attn=True), inputs(24, 24), (None,) * 4)
 
 
 @pytest.mark.parametrize(
@@ -197,18 +154,13 @@ def test_dropout_of_weights(layer):
 # ESIM
 
 
-def esim(w: Names, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    beta, alpha = both_ways(a @ b.mT, a, b, BOTH[:, 0])
-    return tuple(torch.cat([x, y, x - y, x * y], -1) for x, y in ((a, beta), (b, alpha)))
-
-
 @pytest.mark.parametrize("kind", [torch.bool, torch.int64, torch.float32], ids=str)
 def test_local_inference(kind):
     class InOurOrder(LocalInference):
         def forward(self, a, b):
             return super().forward(a, MASK_A.to(kind), b, MASK_B.to(kind))
 
-    agree(InOurOrder(), esim, inputs(16, 16))
+    agree(InOurOrder(), esim(BOTH[:, 0]), inputs(16, 16))
 
 
 def test_softmax_attention():
@@ -224,25 +176,6 @@ def test_softmax_attention():
 # GroundingDINO, GLIP
 
 
-def grounding_dino(mask_v: Tensor | None, mask_l: Tensor | None) -> Callable[..., tuple[Tensor, Tensor]]:
-    """With the original's maxima and clamps; masks True for padding."""
-
-    def formula(w: Names, v: Tensor, l: Tensor) -> tuple[Tensor, Tensor]:
-        e = heads(linear(w, "v_proj", v) / 4, 2) @ heads(linear(w, "l_proj", l), 2).mT
-        e = (e - e.max()).clamp(-50000, 50000)
-        of_l = e.mT - e.mT.amax(-1, keepdim=True)
-        of_l = of_l.clamp(-50000, 50000)
-        if mask_v is not None:
-            of_l = of_l.masked_fill(mask_v[:, None, None], -torch.inf)
-        if mask_l is not None:
-            e = e.masked_fill(mask_l[:, None, None], -torch.inf)
-        v_out = e.softmax(-1) @ heads(linear(w, "values_l_proj", l), 2)
-        l_out = of_l.softmax(-1) @ heads(linear(w, "values_v_proj", v), 2)
-        return linear(w, "out_v_proj", joined(v_out)), linear(w, "out_l_proj", joined(l_out))
-
-    return formula
-
-
 @pytest.mark.parametrize("masked", ["none", "v", "l", "both"])
 @pytest.mark.parametrize("padding", [True, False], ids=["GroundingDINO", "GLIP"])
 def test_bi_multi_head_attention(masked, padding):
@@ -252,16 +185,10 @@ def test_bi_multi_head_attention(masked, padding):
     given = pads if padding else [None if k is None else k.long() for k in (keep_v, keep_l)]
     layer = BiMultiHeadAttention(24, 20, 32, 2, mask_is_padding=padding).eval()
     layer = with_arguments(layer, attention_mask_v=given[0], attention_mask_l=given[1])
-    agree(layer, grounding_dino(*pads), inputs(24, 20), (keep_v, keep_l))
+    agree(layer, grounding_dino(2, *pads), inputs(24, 20), (keep_v, keep_l))
 
 
 # Graph Matching Networks
-
-SIMILARITIES = {
-    "dotproduct": lambda x, y: x @ y.mT,
-    "cosine": lambda x, y: F.cosine_similarity(x[:, None], y[None], dim=-1),
-    "euclidean": lambda x, y: -(x[:, None] - y[None]).square().sum(-1),
-}
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
@@ -273,16 +200,8 @@ def test_cross_graph_attention(similarity, shuffled):
     torch.manual_seed(0)
     graph = graph[torch.randperm(len(graph))] if shuffled else graph
 
-    def formula(w: Names, x: Tensor) -> tuple[Tensor]:
-        out = torch.zeros_like(x)
-        for i in range(0, len(sizes), 2):
-            at_a, at_b = (graph == i).nonzero()[:, 0], (graph == i + 1).nonzero()[:, 0]
-            if len(at_a) and len(at_b):
-                a, b = x[at_a], x[at_b]
-                beta, alpha = both_ways(SIMILARITIES[similarity](a, b), a, b, None)
-                out = out.index_copy(0, at_a, beta).index_copy(0, at_b, alpha)
-        return (out,)
-
+    places = [tuple((graph == k).nonzero()[:, 0] for k in (i, i + 1)) for i in range(0, len(sizes), 2)]
+    formula = graph_matching(similarity, places)
     layer = with_arguments(CrossGraphAttention(similarity), graph_idx=graph, n_graphs=len(sizes))
     agree(layer, formula, [torch.randn(len(graph), 12)])
 
@@ -301,30 +220,6 @@ def test_cross_graph_attention_refuses():
 
 
 # AllenNLP
-
-
-def allennlp(mask_a: Tensor, mask_b: Tensor) -> Callable[..., tuple[Tensor]]:
-    """Its masked softmax: of scores times the mask, times the mask, over their sum."""
-
-    def masked_softmax(e: Tensor, mask: Tensor) -> Tensor:
-        weights = (e * mask).softmax(-1) * mask
-        return weights / (weights.sum(-1, keepdim=True) + 1e-13)
-
-    def network(w: Names, name: str, x: Tensor) -> Tensor:
-        return linear(w, f"{name}._linear_layers.1", linear(w, f"{name}._linear_layers.0", x).relu())
-
-    def formula(w: Names, a: Tensor, b: Tensor) -> tuple[Tensor]:
-        f_a, f_b = (network(w, "_attend_feedforward._module", x).relu() for x in (a, b))
-        e = f_a @ f_b.mT
-        beta = masked_softmax(e, mask_b[:, None].double()) @ b
-        alpha = masked_softmax(e.mT, mask_a[:, None].double()) @ a
-        sums = [
-            (network(w, "_compare_feedforward._module", torch.cat(x, -1)).relu() * mask[..., None]).sum(1)
-            for x, mask in (((a, beta), mask_a), ((b, alpha), mask_b))
-        ]
-        return (network(w, "_aggregate_feedforward", torch.cat(sums, -1)),)
-
-    return formula
 
 
 @pytest.mark.parametrize("masked", [True, False], ids=["masks", "no masks"])

@@ -1,0 +1,51 @@
+"""The benchmark of the drop-in layers: both contenders compute the same, wrong ones are refused, tables from records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import layers, measure, results
+
+ROOT = Path(__file__).parents[1]
+STORED = sorted(results.FOLDER.glob("*/layers.jsonl"))
+SMALL = [case for case in layers.CASES if case.name in ("ESIM", "Graph Matching Networks", "AllenNLP")]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+@pytest.mark.parametrize("direction", measure.directions())
+def test_layers_are_timed(case, direction, monkeypatch):
+    monkeypatch.setattr(measure, "BURST", 0.001)
+    rounds = []
+    lines = layers.run(case, direction, 2, 1, lambda: rounds.append(1))
+    assert len(rounds) == 2
+    assert [line["contender"] for line in lines] == ["coalign", layers.ORIGINAL]
+    assert all(line["p50"] > 0 and len(line["samples"]) == 2 for line in lines)
+    ((size, mine, others, ratio),) = layers.speedups(lines).values()
+    assert size == case.size
+    assert ratio == others / mine
+
+
+@pytest.mark.parametrize("case", layers.CASES, ids=lambda case: case.name)
+def test_a_wrong_layer_is_refused(case, monkeypatch):
+    right = case.make
+
+    def wrong(draw):
+        layer, formula, inputs, kept = right(draw)
+        return layer, lambda *x: tuple(t + 0.1 for t in formula(*x)), inputs, kept
+
+    with pytest.raises(measure.Wrong, match=case.name):
+        layers.run(layers.LayerCase(case.name, case.size, wrong), "forward", 1, 1)
+
+
+@pytest.mark.skipif(not STORED, reason="no results are stored")
+def test_the_documents_show_the_stored_results():
+    """Those of the device with most results; forward and both passes in one column of the README."""
+    lines = results.read(STORED[0])
+    assert layers.markdown(lines) in (ROOT / "docs/layers.md").read_text()
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| ")]
+    for case in layers.CASES:
+        project = case.name.split(",")[0]
+        row = next(row for row in rows if row.startswith(f"| {project}"))
+        assert layers.column(lines, case.name) in row
