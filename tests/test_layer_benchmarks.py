@@ -1,4 +1,4 @@
-"""The benchmark of the drop-in layers: both contenders compute the same, wrong ones are refused, tables from records."""
+"""The benchmark of the drop-in layers: both contenders compute the same, wrong ones are refused, tables of records."""
 
 from __future__ import annotations
 
