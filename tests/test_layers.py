@@ -229,3 +229,22 @@ def test_allennlp(masked):
     if masked:
         layer = with_arguments(layer, premise_mask=mask_a.long(), hypothesis_mask=mask_b)
     agree(layer, allennlp(mask_a, mask_b), inputs(16, 16))
+
+
+def test_allennlp_looks_at_no_padding():
+    """On the CPU padding is taken out first: whatever it holds, scores and gradients are the same bits."""
+    torch.manual_seed(0)
+    layer = AllenNlpDecomposableAttention(16, 24, 3).eval()
+    results = []
+    for filling in (0.0, torch.nan):
+        a, b = (
+            x.masked_fill(~mask[..., None], filling).requires_grad_()
+            for x, mask in zip(inputs(16, 16), (MASK_A, MASK_B), strict=True)
+        )
+        scores = layer(a, b, premise_mask=MASK_A, hypothesis_mask=MASK_B)
+        results.append([scores, *torch.autograd.grad(scores.square().sum(), [a, b, *layer.parameters()])])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="mask_a must broadcast"):
+        layer(*inputs(16, 16), premise_mask=MASK_A[:, :5])
+    assert layer(*(x[:0] for x in inputs(16, 16)), premise_mask=MASK_A[:0], hypothesis_mask=MASK_B[:0]).shape == (0, 3)
