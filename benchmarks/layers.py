@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from . import layer_formulas as formulas
 from . import measure, results
 from .cases import snli_lengths
-from .report import time
+from .report import as_markdown, as_table, time
 from .targets import Direction
 
 SETS = 3
@@ -224,13 +224,9 @@ def column(lines: list[dict[str, Any]], case: str) -> str:
 
 
 def table(lines: list[dict[str, Any]]) -> Table:
-    made = Table(*HEADINGS)
-    for row in _rows(lines):
-        made.add_row(*row)
-    return made
+    return as_table(HEADINGS, _rows(lines))
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:
     """The table for docs/layers.md."""
-    rows = [HEADINGS, ("---",) * len(HEADINGS), *_rows(lines)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return as_markdown(HEADINGS, _rows(lines))

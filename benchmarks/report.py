@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from rich.table import Table
@@ -83,18 +83,27 @@ def _ratio(found: Compared) -> Ratio:
     )
 
 
-def table(rows: Iterable[Ratio]) -> Table:
-    made = Table(*HEADINGS)
+def as_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """For a terminal."""
+    made = Table(*headings)
     for row in rows:
         made.add_row(*row)
     return made
 
 
+def as_markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def table(rows: Iterable[Ratio]) -> Table:
+    return as_table(HEADINGS, rows)
+
+
 def markdown(rows: Iterable[Ratio]) -> str:
     """The table for the README, in fewer columns."""
     keep = [i for i, name in enumerate(Ratio._fields) if name not in ("target", "spread")]
-    lines = [HEADINGS, ["---"] * len(HEADINGS), *rows]
-    return "\n".join("| " + " | ".join(line[i] for i in keep) + " |" for line in lines)
+    return as_markdown([HEADINGS[i] for i in keep], ([row[i] for i in keep] for row in rows))
 
 
 PREDICTED = ("case", "pass", "kernel", "regs", "spill", "shared", "occup", "floor", "predicted", "measured", "of it")

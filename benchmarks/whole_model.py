@@ -30,7 +30,7 @@ from .model_cases import (
     make_batch,
     ours,
 )
-from .report import time
+from .report import as_markdown, as_table, time
 
 SETS = 4
 
@@ -137,16 +137,12 @@ HEADINGS = ("case", "model", "time", "pairs/s", f"× {BASELINE}", "× longest", 
 
 def table(lines: list[dict[str, Any]]) -> Table:
     """Each contender's ratio to the three peers; the latest result of a kind counts."""
-    made = Table(*HEADINGS)
-    for row in _rows(lines):
-        made.add_row(*row)
-    return made
+    return as_table(HEADINGS, _rows(lines))
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:
     """The table for the README, without targets."""
-    rows = [HEADINGS, ("---",) * len(HEADINGS), *_rows(lines)]
-    return "\n".join("| " + " | ".join(row[:-1]) + " |" for row in rows)
+    return as_markdown(HEADINGS[:-1], (row[:-1] for row in _rows(lines)))
 
 
 HEADLINE = (

@@ -166,8 +166,10 @@ class _Transformed(torch.autograd.Function):
 
 
 def _by_reference(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: str | None) -> Alignment:
-    """What PyTorch itself can transform in any way. The values of lengths and offsets are not looked at here."""
+    """What PyTorch itself can transform in any way. Under torch.func lengths and offsets have no values to look at."""
     dispatch.requested(backend)
+    if not transforms.transforming():
+        _check_extents(a, b)
     if _nothing_to_align(a, b):
         with torch.no_grad():
             return _forward(a, b, bias, rule, backend)

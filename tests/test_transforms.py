@@ -164,6 +164,13 @@ def test_a_wrong_backend_is_refused_in_forward_mode():
         jvp(call_with("cuda"), inputs, inputs)
 
 
+def test_wrong_lengths_are_refused_in_forward_mode():
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(t, torch.ones_like(t)).unsqueeze(0) for t in pair()[:4]]
+        with pytest.raises(ValueError, match="lengths_a must lie between 0 and 3"):
+            soft_align(*duals, lengths_a=torch.tensor([4]))
+
+
 def test_forward_mode_of_nothing():
     f, x = torch.randn(2, 0, 3), torch.randn(2, 4, 3)
     outputs, tangents = jvp(lambda f, x: tuple(soft_align(f, x, f, x)), (f, x), (f, x))
