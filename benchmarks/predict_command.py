@@ -8,13 +8,11 @@ model has d2l's sizes, the file's words and random parameters, on which time doe
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import torch
 from coalign.model import PairBatch
 from coalign.model.nli import PRESETS, Checkpoint, JsonPairs, Predictor, load_corpus, predict_lines
 from coalign.model.nli.prediction_stream import _blocks
@@ -22,6 +20,7 @@ from coalign.model.nli.prediction_stream import _blocks
 from coalign.predict import PRECISIONS, _sink, _source, _telling
 
 from .measure import settle_allocator
+from .pipeline import store
 
 ROUNDS, LINES = 9, 100_000
 
@@ -64,10 +63,7 @@ def main(given: str) -> None:
             for _ in range(ROUNDS + 1):  # the first is for warming up
                 times["bare"].append(bare(predictor, batches))
                 times["command"].append(command(predictor, source, out))
-            rates = {side: LINES / statistics.median(seconds[1:]) for side, seconds in times.items()}
-            found = {f"{side} pairs/s": round(rate) for side, rate in rates.items()}
-            about = {"precision": name, "pairs": LINES, "words": len(vocabulary), "threads": torch.get_num_threads()}
-            print(json.dumps({**about, **found, "ratio": round(rates["command"] / rates["bare"], 3), "samples": times}))
+            print(json.dumps(store("predict", given, LINES, times, precision=name, words=len(vocabulary))))
 
 
 if __name__ == "__main__":

@@ -7,21 +7,19 @@ its bar, batches made as they are needed, sums and checks; on the other batches 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from coalign.model.nli import PRESETS, LabelledPairs, Training, load_corpus
 from torch import nn
 
 from coalign.train import _run
 
 from .measure import settle_allocator
-from .model_cases import VOCABULARY
+from .pipeline import store
 
 ROUNDS = 5
 
@@ -59,20 +57,7 @@ def main(source: str) -> None:
         for turn in range(ROUNDS + 1):  # the first is for warming up
             times["bare"].append(bare(other, batches))
             times["command"].append(command(ours, turn))
-        rates = {name: len(corpus) / statistics.median(seconds[1:]) for name, seconds in times.items()}
-        print(
-            json.dumps(
-                {
-                    "pairs": len(corpus),
-                    "words": len(vocabulary),
-                    "of the benchmarks' words": VOCABULARY,
-                    "threads": torch.get_num_threads(),
-                    **{f"{name} pairs/s": round(rate) for name, rate in rates.items()},
-                    "ratio": round(rates["command"] / rates["bare"], 3),
-                    "samples": times,
-                }
-            )
-        )
+        print(json.dumps(store("train", source, len(corpus), times, precision="float32", words=len(vocabulary))))
 
 
 if __name__ == "__main__":

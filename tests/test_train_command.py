@@ -15,7 +15,7 @@ from coalign.model.nli.examples import example_pairs
 from test_training import write_pairs
 from typer.testing import CliRunner
 
-from benchmarks import training
+from benchmarks import pipeline, results, training
 from coalign.cli import app
 
 SMALL = (
@@ -170,10 +170,18 @@ def test_wishes_that_can_not_be_granted(tmp_path, data):
     assert run("evaluate", tmp_path / "other", data[1]).exit_code == 1
 
 
-def test_the_rate_against_the_bare_step_is_measured(data, capsys, monkeypatch):
+def test_the_rate_against_the_bare_step_is_measured(data, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(training, "ROUNDS", 2)
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
     training.main(str(data[0]))
     found = json.loads(capsys.readouterr().out)
     assert found["pairs"] == 45
     assert [len(times) for times in found["samples"].values()] == [3, 3]  # the first one warms up
     assert found["ratio"] == pytest.approx(found["command pairs/s"] / found["bare pairs/s"], rel=0.01)
+    assert results.read(results.file_of("cpu", "pipeline")) == [found]
+
+
+@pytest.mark.parametrize("path", sorted(results.FOLDER.glob("*/pipeline.jsonl")), ids=lambda path: path.parent.name)
+def test_readme_says_what_the_commands_keep(path):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert pipeline.sentence(results.read(path)) in " ".join(readme.split())
