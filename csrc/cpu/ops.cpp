@@ -103,17 +103,20 @@ struct Task {
   bool first_of_columns() const { return part == (parts == 1 ? 0 : parts / 2); }
 };
 
-// f(task) for every pair, on torch's threads; each takes enough of them at once to pay for waking it. Fewer pairs
-// than threads are done in parts, if they are of more than one block.
+// f(task) for every pair, on torch's threads; each takes enough of them at once to pay for waking it. Where there are
+// too few pairs for the threads, and enough work in one, a pair is done in parts: its rows and its columns, and these
+// by blocks.
 template <class F>
 void for_each_pair(const Call& call, F&& f) {
   const int64_t pairs = call.extent_a.pairs(), m = call.extent_a.length(), n = call.extent_b.length();
   const int64_t threads = torch::stable::get_num_threads(), blocks = (std::min(m, n) + kBlock - 1) / kBlock;
   const int64_t half = pairs < threads ? std::min((threads + pairs - 1) / std::max<int64_t>(pairs, 1), blocks) : 1;
-  const int64_t parts = half > 1 ? 2 * half : 1;
-  const int64_t work = (m * n / 4 + m + n) * call.f_a.size(call.f_a.dim() - 1) / parts + 1;
+  const int64_t width = call.f_a.size(call.f_a.dim() - 1);
+  const bool shared = half > 1 || (2 * pairs <= threads && m * n * width > 300000);  // some 15 µs of work
+  const int64_t parts = shared ? 2 * half : 1;
+  const int64_t work = (m * n / 4 + m + n) * width + 1;
   torch::stable::parallel_for(
-      0, pairs * parts, std::max<int64_t>(1, 200000 / work), [&](int64_t begin, int64_t end) {
+      0, pairs * parts, shared ? 1 : std::max<int64_t>(1, 200000 / work), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           const int64_t next = std::min(i + 1, end - 1) / parts;
           f(Task{i / parts, next, static_cast<int>(i % parts), static_cast<int>(parts)});
