@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -286,24 +285,38 @@ def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> t
         for name, t in zip(_OPERANDS, operands, strict=True):
             if not isinstance(t, Tensor):
                 raise TypeError(f"{name} must be a tensor, not {type(t).__name__}")
-    if torch.is_autocast_enabled(f_a.device.type):
+    device = f_a.device
+    if torch.is_autocast_enabled(device.type):
         operands = _autocast(operands)
     f_a, f_b, a, b = operands
-    # tracers have symbols for sizes, and nothing to be remembered by
-    check = _check_operands if plain and not torch.compiler.is_compiling() else _check_operands.__wrapped__
-    check(
-        packed,
-        *(f_a.shape, f_b.shape, a.shape, b.shape),
-        *(f_a.dtype, f_b.dtype, a.dtype, b.dtype),
-        *(f_a.device, f_b.device, a.device, b.device),
-        *(f_a.layout, f_b.layout, a.layout, b.layout),
+    shapes, dtype = (f_a.shape, f_b.shape, a.shape, b.shape), f_a.dtype
+    alike = (
+        plain
+        and dtype is f_b.dtype is a.dtype is b.dtype
+        and torch.strided is f_a.layout is f_b.layout is a.layout is b.layout
+        and f_b.device == device == a.device == b.device
+        and not torch.compiler.is_compiling()  # tracers have symbols for sizes, and nothing to be remembered by
     )
+    if not alike or (*shapes, dtype, packed) not in _good:
+        _check_operands(
+            packed,
+            *shapes,
+            *(dtype, f_b.dtype, a.dtype, b.dtype),
+            *(device, f_b.device, a.device, b.device),
+            *(f_a.layout, f_b.layout, a.layout, b.layout),
+        )
+        if alike:
+            if len(_good) >= 4096:
+                _good.clear()
+            _good.add((*shapes, dtype, packed))
     return f_a, f_b, a, b
 
 
-@lru_cache(maxsize=4096)
+_good: set[tuple[Any, ...]] = set()  # shapes and dtypes of operands that were found to fit
+
+
 def _check_operands(packed: bool, *described: Any) -> None:
-    """Check the operands by their shapes, dtypes, devices and layouts, four of each; what was found good stays so."""
+    """Check the operands by their shapes, dtypes, devices and layouts, four of each."""
     sizes, dtypes, devices, layouts = (described[i : i + 4] for i in (0, 4, 8, 12))
     shapes = [tuple(size) for size in sizes]
     for name, device, layout in zip(_OPERANDS, devices, layouts, strict=True):

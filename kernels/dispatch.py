@@ -17,7 +17,6 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from functools import cache
 from typing import Protocol
 
 from torch import Tensor
@@ -50,7 +49,7 @@ class BackendUnavailable(RuntimeError):
 
 
 _order = list(BACKENDS)
-_registered: dict[str, Backend] = {}
+_backends: dict[str, Backend] = {}  # those registered, and those imported so far
 
 
 def register(added: Backend, before: str = "reference") -> Callable[[], None]:
@@ -69,24 +68,22 @@ def register(added: Backend, before: str = "reference") -> Callable[[], None]:
         raise ValueError(f"there is a backend {added.name!r} already")
     if before not in _order:
         raise ValueError(f"before={before!r} is no backend; choose from {', '.join(map(repr, _order))}")
-    _registered[added.name] = added
+    _backends[added.name] = added
     _order.insert(_order.index(before), added.name)
 
     def take_away() -> None:
         _order.remove(added.name)
-        del _registered[added.name]
+        del _backends[added.name]
 
     return take_away
 
 
 def backend(name: str) -> Backend:
     """The backend of that name, its module imported when first asked for."""
-    return _registered[name] if name in _registered else _shipped(name)
-
-
-@cache
-def _shipped(name: str) -> Backend:
-    return importlib.import_module(f".{name}", __package__)
+    found = _backends.get(name)
+    if found is None:
+        found = _backends[name] = importlib.import_module(f".{name}", __package__)
+    return found
 
 
 def requested(name: str | None) -> str | None:
@@ -113,7 +110,8 @@ def choose(problem: Problem, name: str | None = None) -> Backend:
                 "Leave backend=None to let coalign choose."
             )
         return chosen
-    for candidate in map(backend, _order):
+    for name in _order:
+        candidate = _backends.get(name) or backend(name)
         if not candidate.unsupported(problem):
             return candidate
     raise AssertionError("the reference serves every call")

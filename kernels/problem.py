@@ -114,18 +114,18 @@ class Problem(NamedTuple):
 
     @classmethod
     def of(cls, a: Side, b: Side, bias: Tensor | None, backward: bool = False) -> Problem:
-        f = a.f
+        f, shape = a.f, a.f.shape
         return cls(
             f.device,
             f.dtype,
-            a.pairs,
+            shape[0] if len(shape) == 3 else a.pairs,  # this runs in every call, hence the short cuts
             a.length,
             b.length,
-            f.shape[-1],
+            shape[-1],
             a.x.shape[-1],
             b.x.shape[-1],
-            a.kind,
-            b.kind,
+            "full" if a.extent is None else a.kind,
+            "full" if b.extent is None else b.kind,
             bias is not None,
             backward,
         )

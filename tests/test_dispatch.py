@@ -47,7 +47,7 @@ def fake_backends(monkeypatch):
         "reference": fake("reference", lambda problem: []),
     }
     monkeypatch.setattr(dispatch, "_order", list(backends))
-    monkeypatch.setattr(dispatch, "backend", backends.__getitem__)
+    monkeypatch.setattr(dispatch, "_backends", backends)
     return served
 
 
