@@ -6,7 +6,7 @@
 // e is made block by block, 64 x 64 at most, and each block serves both directions: three products forward, seven
 // backward, where two one-directional passes need four and ten. A pair of up to 64 x 64 tokens is a single block.
 // Longer ones keep a running softmax for the rows *and* for the columns, whose weighted sums are rescaled when
-// their maximum rises. The rows are lists of pointers to tokens, so padding, wherever it lies, costs nothing.
+// their maximum rises. Both softmaxes share their exponentials where that loses nothing (softmax.h). The rows are lists of pointers to tokens, so padding, wherever it lies, costs nothing.
 //
 // One thread does a whole pair. Where there are fewer pairs than threads, a long pair is shared out: some do blocks
 // of rows and what is summed along them, the others columns, and both make e. A row or column is summed in the same
@@ -101,6 +101,7 @@ class Workshop {
         turned_(transposes_ ? arena.take<E>(widest * kBlock) : nullptr),
         turned_rows_(transposes_ ? arena.take<const E*>(widest) : nullptr),
         made_rows_(arena.take<T*>(kBlock)),
+        gains_(arena.take<T>(kBlock)),
         weights_(kPer<E> == 1 ? nullptr : arena.take<E>(kBlock / kPer<E> * ld_)),
         rows_(arena.take<const E*>(kBlock)),
         arena_(arena),
@@ -124,24 +125,24 @@ class Workshop {
     }
     transpose(y.rows + at.j, kBlock, width, turned_, kBlock);
     for (int i = 0; i < at.rows; ++i) made_rows_[i] = out + i * ld_;
-    combine(x.rows + at.i, 1, turned_rows_, width, kBlock, made_rows_, at.rows, false, ahead_);
-    if (scale != T(1)) scale_row(out, at.rows * ld_, scale);
+    std::fill_n(gains_, at.rows, scale);
+    combine(x.rows + at.i, 1, turned_rows_, width, kBlock, made_rows_, at.rows, Fold<T>{false, nullptr, gains_}, ahead_);
   }
 
   // out[i] (+)= sum over j of p[i][j] y[j], the rows of the block.
-  void along(const T* p, const Operand<E>& y, const Block& at, T* const* out, bool add) const {
+  void along(const T* p, const Operand<E>& y, const Block& at, T* const* out, const Fold<T>& fold) const {
     const E* weights = along_rows(p, at);
     for (int i = 0; i < at.rows; ++i) rows_[i] = weights + i * ld_ / kPer<E>;
     const int terms = (at.columns + kPer<E> - 1) / kPer<E>;
-    combine(rows_, 1, y.terms + at.j / kPer<E>, terms, y.width, out + at.i, at.rows, add, ahead_);
+    combine(rows_, 1, y.terms + at.j / kPer<E>, terms, y.width, out + at.i, at.rows, fold, ahead_);
   }
 
   // out[j] (+)= sum over i of p[i][j] y[i], the columns of the block.
-  void across(const T* p, const Operand<E>& y, const Block& at, T* const* out, bool add) const {
+  void across(const T* p, const Operand<E>& y, const Block& at, T* const* out, const Fold<T>& fold) const {
     const E* weights = across_rows(p, at);
     for (int j = 0; j < at.columns; ++j) rows_[j] = weights + j;
     const int terms = (at.rows + kPer<E> - 1) / kPer<E>;
-    combine(rows_, ld_, y.terms + at.i / kPer<E>, terms, y.width, out + at.j, at.columns, add, ahead_);
+    combine(rows_, ld_, y.terms + at.i / kPer<E>, terms, y.width, out + at.j, at.columns, fold, ahead_);
   }
 
  private:
@@ -174,6 +175,7 @@ class Workshop {
   E* turned_;
   const E** turned_rows_;
   T** made_rows_;
+  T* gains_;
   E* weights_;
   const E** rows_;
   Arena& arena_;
@@ -200,7 +202,7 @@ void scores(
 template <class T>
 Running<T> start_running(int count, Arena& arena) {
   const int room = round_up(count, kBlock);
-  const Running<T> state{arena.take<T>(room), arena.take<T>(room), arena.take<T>(room)};
+  const Running<T> state{arena.take<T>(room), arena.take<T>(room), arena.take<T>(room), arena.take<T>(room)};
   std::fill_n(state.peak, room, kNothing<T>);
   std::fill_n(state.total, room, T(0));
   return state;
@@ -219,27 +221,25 @@ void align_forward(
   const bool whole = a.count <= kBlock && b.count <= kBlock;
   T* e = shop.room();
   T* p = shop.room();
-  auto fade = [](const T* factor, T* const* rows, int count, int width) {
-    for (int i = 0; i < count; ++i) {
-      if (factor[i] != T(1)) scale_row(rows[i], width, factor[i]);
-    }
-  };
+  const bool drops = rule.p.on() || rule.q.on();
 
   for (int j = share.b.begin; j < share.b.end; j += kBlock) {
     for (int i = share.a.begin; i < share.a.end; i += kBlock) {
       const Block at = shop.block(i, a.count, j, b.count);
       scores(shop, a, b, at, rule, bias, e);
+      const Running<T> in_rows = state_a.from(i), in_columns = state_b.from(j);
+      const bool shared = !drops && shared_weights<kBlock>(
+          e, at.rows, at.padded, shop.ld(), in_rows, in_columns, share.rows, share.columns, whole);
+      const T* weights = shared ? e : p;
       if (share.rows) {
-        row_weights(e, at.rows, at.padded, shop.ld(), p, state_a.from(i), whole);
+        if (!shared) row_weights(e, at.rows, at.padded, shop.ld(), p, in_rows, whole);
         drop(p, shop.ld(), at, rule.p, bias.index_a, bias.index_b);
-        if (j > 0) fade(state_a.fade + i, beta + i, at.rows, b.x.width);
-        shop.along(p, b.x, at, beta, j > 0);
+        shop.along(weights, b.x, at, beta, Fold<T>{j > 0, in_rows.fade, in_rows.gain});
       }
       if (share.columns) {
-        column_weights(e, at.rows, at.padded, shop.ld(), p, state_b.from(j), whole);
+        if (!shared) column_weights(e, at.rows, at.padded, shop.ld(), p, in_columns, whole);
         drop(p, shop.ld(), at, rule.q, bias.index_a, bias.index_b);
-        if (i > 0) fade(state_b.fade + j, alpha + j, at.columns, a.x.width);
-        shop.across(p, a.x, at, alpha, i > 0);
+        shop.across(weights, a.x, at, alpha, Fold<T>{i > 0, in_columns.fade, in_columns.gain});
       }
     }
   }
@@ -265,6 +265,19 @@ struct Arrived {
   const Sum<E>* lse;
 };
 
+namespace detail {
+
+// Whether all these log-sum-exps lie near one another, and what exponentials of all may be taken against then.
+template <class T>
+std::pair<bool, T> level(const T* lse_a, int rows, const T* lse_b, int columns) {
+  const auto [low_a, high_a] = std::minmax_element(lse_a, lse_a + rows);
+  const auto [low_b, high_b] = std::minmax_element(lse_b, lse_b + columns);
+  const T low = std::min(*low_a, *low_b), high = std::max(*high_a, *high_b);
+  return {high - low <= kNear<T>, (low + high) / 2};
+}
+
+}  // namespace detail
+
 // df, dx: rows to write on either side, one a token. dbias: null, or the pair's, of which only tokens are written.
 template <class E, class B, class T = Sum<E>>
 void align_backward(
@@ -280,6 +293,7 @@ void align_backward(
   T* dp = shop.room();
   T* dq = shop.room();
   T* passes = rule.clamp < -kNothing<T> ? shop.room() : nullptr;
+  T worth[kBlock];  // exp(g - lse) of a block's columns
 
   for (int j0 = share.b.begin; j0 < share.b.end; j0 += kBlock) {
     for (int i0 = share.a.begin; i0 < share.a.end; i0 += kBlock) {
@@ -289,15 +303,29 @@ void align_backward(
       shop.product(a.x, to_b.dout, at, T(1), dq);
       drop(dp, shop.ld(), at, rule.p, bias.index_a, bias.index_b);
       drop(dq, shop.ld(), at, rule.q, bias.index_a, bias.index_b);
+      const auto [together, g] = level(to_a.lse + i0, at.rows, to_b.lse + j0, at.columns);
+      for (int j = 0; together && j < at.padded; j += W) store(worth + j, exp<T>(g - load(to_b.lse + j0 + j)));
       for (int i = 0; i < at.rows; ++i) {
         const T lse = to_a.lse[i0 + i], delta = to_a.delta[i0 + i];
+        const T own = together ? exp<T>(fill(g - lse))[0] : T(0);
         T* de = dp + i * shop.ld();
-        for (int k = i * shop.ld(), j = 0; j < at.padded; j += W, k += W) {
-          const Vec<T> e = load(p + k);
-          const Vec<T> row = exp<T>(e - lse), column = exp<T>(e - load(to_b.lse + j0 + j));
-          store(p + k, row);
-          store(q + k, column);
-          store(de + j, row * (load(dp + k) - delta) + column * (load(dq + k) - load(to_b.delta + j0 + j)));
+        auto differentiate = [&](auto&& weights) ALWAYS_INLINE {
+          for (int k = i * shop.ld(), j = 0; j < at.padded; j += W, k += W) {
+            const auto [row, column] = weights(load(p + k), j);
+            store(p + k, row);
+            store(q + k, column);
+            store(de + j, row * (load(dp + k) - delta) + column * (load(dq + k) - load(to_b.delta + j0 + j)));
+          }
+        };
+        if (together) {
+          differentiate([&](Vec<T> e, int j) ALWAYS_INLINE {
+            const Vec<T> weight = exp<T>(e - g);
+            return std::pair(weight * own, weight * load(worth + j));
+          });
+        } else {
+          differentiate([&](Vec<T> e, int j) ALWAYS_INLINE {
+            return std::pair(exp<T>(e - lse), exp<T>(e - load(to_b.lse + j0 + j)));
+          });
         }
         for (int j = at.columns; j < at.padded; ++j) de[j] = 0;
         if (share.rows && dbias.data != nullptr) {
@@ -310,12 +338,12 @@ void align_backward(
       drop(p, shop.ld(), at, rule.p, bias.index_a, bias.index_b);
       drop(q, shop.ld(), at, rule.q, bias.index_a, bias.index_b);
       if (share.rows) {
-        shop.along(dp, b.f, at, df_a, j0 > 0);
-        shop.along(q, to_b.dout, at, dx_a, j0 > 0);
+        shop.along(dp, b.f, at, df_a, Fold<T>{j0 > 0});
+        shop.along(q, to_b.dout, at, dx_a, Fold<T>{j0 > 0});
       }
       if (share.columns) {
-        shop.across(dp, a.f, at, df_b, i0 > 0);
-        shop.across(p, to_a.dout, at, dx_b, i0 > 0);
+        shop.across(dp, a.f, at, df_b, Fold<T>{i0 > 0});
+        shop.across(p, to_a.dout, at, dx_b, Fold<T>{i0 > 0});
       }
     }
   }

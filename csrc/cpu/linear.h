@@ -1,18 +1,16 @@
 // Linear layers of some rows at a time: out = x Wᵀ + bias.
 //
 // W is packed once: panels of at most kBlockColumns vectors of its outputs side by side for every input, so that a
-// product reads it as one stream, and the bias behind them. A tile of kTileRows rows by a panel stays in registers.
+// product reads it as one stream, and the bias behind them. A tile of kBlockRows rows by a panel stays in registers.
 // Elements of a row are added up in their order, whatever rows are beside it: its bits do not depend on its company.
 //
-// 2 rows in out operations; W is read once for every kTileRows rows, from the second-level cache.
+// 2 rows in out operations; W is read once for every kBlockRows rows, from the second-level cache.
 #pragma once
 
 #include "arena.h"
 #include "products.h"
 
 namespace coalign {
-
-constexpr int kTileRows = 6;
 
 // A packed layer. in counts elements, out numbers.
 template <class E>
@@ -112,8 +110,11 @@ void pack_turned(const float* weight, int out, int numbers, E* room) {
 
 namespace detail {
 
-template <class E, int MR, int NV, class F>
-inline void linear_tile(const E* x, int ld, int in, const E* panel, const float* bias, F&& take) {
+// sums[r][column] = bias[column] + <x[r], the panel's column>, MR rows of NV vectors. A function of its own: what a
+// caller does with the sums would take registers from the loop, and one too few halves its speed.
+template <class E, int MR, int NV>
+__attribute__((noinline)) void linear_tile(
+    const E* x, int ld, int in, const E* panel, const float* bias, float* sums) {
   constexpr int W = lanes<E>;
   Vec<float> acc[MR][NV];
   const E* xs[MR];
@@ -130,7 +131,7 @@ inline void linear_tile(const E* x, int ld, int in, const E* panel, const float*
     });
   }
   unroll<MR>([&](auto r) ALWAYS_INLINE {
-    unroll<NV>([&](auto v) ALWAYS_INLINE { take(r, v * W, acc[r][v]); });
+    unroll<NV>([&](auto v) ALWAYS_INLINE { store(sums + (r * NV + v) * W, acc[r][v]); });
   });
 }
 
@@ -142,12 +143,16 @@ template <class E, class A, class F>
 void linear(const E* x, int ld, int rows, const Layer<E>& layer, A& ahead, F&& take) {
   for_each_panel<E>(layer.padded_out(), [&](int d, int vectors) {
     const E* panel = layer.panels + static_cast<std::size_t>(d) * layer.in;
-    for (int i = 0; i < rows; i += kTileRows) {
-      detail::with_constant<kTileRows>(rows - i, [&](auto mr) {
+    for (int i = 0; i < rows; i += kBlockRows) {
+      detail::with_constant<kBlockRows>(rows - i, [&](auto mr) {
         detail::with_constant<kBlockColumns>(vectors, [&](auto nv) {
+          constexpr int W = lanes<E>;
+          alignas(64) float sums[mr * nv * W];
           detail::linear_tile<E, mr, nv>(
-              x + static_cast<std::size_t>(i) * ld, ld, layer.in, panel, layer.bias() + d,
-              [&](int r, int at, Vec<float> sum) ALWAYS_INLINE { take(i + r, d + at, sum); });
+              x + static_cast<std::size_t>(i) * ld, ld, layer.in, panel, layer.bias() + d, sums);
+          unroll<mr>([&](auto r) ALWAYS_INLINE {
+            unroll<nv>([&](auto v) ALWAYS_INLINE { take(i + r, d + v * W, load(sums + (r * nv + v) * W)); });
+          });
         });
       });
       ahead.step();
@@ -158,7 +163,7 @@ void linear(const E* x, int ld, int rows, const Layer<E>& layer, A& ahead, F&& t
 template <class E>
 int linear_steps(int rows, const Layer<E>& layer) {
   const int vectors = layer.padded_out() / lanes<E>;
-  return (rows + kTileRows - 1) / kTileRows * ((vectors + kBlockColumns - 1) / kBlockColumns);
+  return (rows + kBlockRows - 1) / kBlockRows * ((vectors + kBlockColumns - 1) / kBlockColumns);
 }
 
 // Room for a row that is padded to whole vectors of elements, in numbers.

@@ -165,7 +165,7 @@ class Mlp {
       sums[o] = sum + static_cast<std::size_t>(o) * width;
     }
     for (int r = 0; r < terms; ++r) values[r] = to + static_cast<std::size_t>(r) * ldx;
-    combine(weights, ldg, values, terms, width, sums, out, add, nothing);
+    combine(weights, ldg, values, terms, width, sums, out, Fold<float>{add}, nothing);
     arena.release(mark);
   }
 

@@ -1,23 +1,35 @@
 // The two matrix products that soft alignment is made of, on rows given by pointers.
 //
 //   dots     out = scale x yᵀ       contracts along rows: no operand needs transposing
-//   combine  out (+)= w y           weighted sums of rows
+//   combine  out (+)= w y           weighted sums of rows, with factors where they are added up
 //
-// Both hold a block of at most 4 x kBlockColumns accumulators in registers. Widths and terms count elements: of
-// pairs, `dots` takes half as many as there are numbers, and `combine` half as many rows.
+// `dots` holds a block of at most 4 x kBlockColumns accumulators in registers, `combine` of kBlockRows x kBlockColumns,
+// each in a function of its own, for a compiler that inlines it finds other uses for its registers. Widths and terms
+// count elements: of pairs, `dots` takes half as many as there are numbers, and `combine` half as many rows.
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
+#include <cstring>
 
 #include "ahead.h"
 #include "element.h"
 
 namespace coalign {
 
+// What `combine` does with a row of sums: out = gain sum, and where it adds, + keep out. keep, gain: a number a row, 1
+// where they are null.
+template <class T>
+struct Fold {
+  bool add;
+  const T* keep = nullptr;
+  const T* gain = nullptr;
+};
+
 namespace detail {
 
 template <class E, int MR, int NR>
-inline void dots_block(const E* const* x, const E* const* y, int width, Sum<E> scale, Sum<E>* out, int ld) {
+__attribute__((noinline)) void dots_block(const E* const* x, const E* const* y, int width, Sum<E> scale, Sum<E>* out, int ld) {
   using T = Sum<E>;
   constexpr int W = lanes<E>, COUNT = MR * NR;
   Vec<T> acc[round_up(COUNT, W)] = {};
@@ -37,14 +49,13 @@ inline void dots_block(const E* const* x, const E* const* y, int width, Sum<E> s
   if (k < width) step([k, n = width - k](const E* p) ALWAYS_INLINE { return load_part(p + k, n); });
   T total[round_up(COUNT, W)];
   unroll<round_up(COUNT, W) / W>([&](auto c) ALWAYS_INLINE { store(total + c * W, sums<T>(acc + c * W) * scale); });
-  for (int i = 0; i < MR; ++i) {
-    for (int j = 0; j < NR; ++j) out[i * ld + j] = total[i * NR + j];
-  }
+  unroll<MR>([&](auto i) ALWAYS_INLINE { std::memcpy(out + i * ld, total + i * NR, sizeof(T) * NR); });
 }
 
 template <class E, int MR, int NV>
-inline void combine_block(
-    const E* const* w, int w_term, const E* const* y, int terms, int last, Sum<E>* const* out, int at, bool add) {
+__attribute__((noinline)) void combine_block(
+    const E* const* w, int w_term, const E* const* y, int terms, int last, Sum<E>* const* out, int at, int row,
+    const Fold<Sum<E>>& fold) {
   using T = Sum<E>;
   constexpr int W = lanes<E>;
   auto read = [&](const auto* p, auto v) ALWAYS_INLINE {
@@ -57,23 +68,26 @@ inline void combine_block(
   Vec<T> acc[MR][NV] = {};
   const E* ws[MR];
   unroll<MR>([&](auto r) ALWAYS_INLINE { ws[r] = w[r]; });
-  if (add) {
-    unroll<MR>([&](auto r) ALWAYS_INLINE {
-      unroll<NV>([&](auto v) ALWAYS_INLINE { acc[r][v] = read(out[r], v); });
-    });
-  }
-  for (int j = 0; j < terms; ++j) {
+  std::ptrdiff_t k = 0;
+  for (int j = 0; j < terms; ++j, k += w_term) {
     Vec<E> u[NV];
     unroll<NV>([&](auto v) ALWAYS_INLINE { u[v] = in_register<E>(read(y[j], v)); });
     unroll<MR>([&](auto r) ALWAYS_INLINE {
-      const Vec<E> weight = fill(*ws[r]);
-      ws[r] += w_term;
+      const Vec<E> weight = fill(ws[r][k]);
       unroll<NV>([&](auto v) ALWAYS_INLINE { acc[r][v] = multiply_add<E>(acc[r][v], u[v], weight); });
     });
   }
   unroll<MR>([&](auto r) ALWAYS_INLINE {
-    unroll<NV - 1>([&](auto v) ALWAYS_INLINE { store(out[r] + at + v * W, acc[r][v]); });
-    store_part(out[r] + at + (NV - 1) * W, acc[r][NV - 1], last);
+    unroll<NV>([&](auto v) ALWAYS_INLINE {
+      Vec<T> sum = acc[r][v];
+      if (fold.gain != nullptr) sum *= fill(fold.gain[row + r]);
+      if (fold.add) sum = multiply_add<T>(sum, read(out[r], v), fill(fold.keep == nullptr ? T(1) : fold.keep[row + r]));
+      if constexpr (v < NV - 1) {
+        store(out[r] + at + v * W, sum);
+      } else {
+        store_part(out[r] + at + v * W, sum, last);
+      }
+    });
   });
 }
 
@@ -123,22 +137,24 @@ void dots_by_row(const E* const* x, const E* const* y, int count, int width, Sum
   }
 }
 
-// out[r][d] (+)= sum over j < terms of w[r][j * w_term] * y[j][d], r < rows, d < width.
+// sum[r][d] = sum over j < terms of w[r][j * w_term] * y[j][d], r < rows, d < width; folded into out.
 template <class E>
 void combine(
-    const E* const* w, int w_term, const E* const* y, int terms, int width, Sum<E>* const* out, int rows, bool add,
-    Ahead& ahead) {
+    const E* const* w, int w_term, const E* const* y, int terms, int width, Sum<E>* const* out, int rows,
+    const Fold<Sum<E>>& fold, Ahead& ahead) {
   constexpr int W = lanes<E>, STEP = kBlockColumns * W;
-  for (int r = 0; r < rows; r += 4) {
+  for (int blocks = (rows + kBlockRows - 1) / kBlockRows, r = 0; blocks > 0; --blocks) {
+    const int count = (rows - r + blocks - 1) / blocks;  // blocks of nearly one size: a row alone costs as much as four
     for (int d = 0; d < width; d += STEP) {
       const int left = std::min(width - d, STEP), vectors = (left + W - 1) / W, last = left - (vectors - 1) * W;
-      detail::with_constant<4>(rows - r, [&](auto mr) {
+      detail::with_constant<kBlockRows>(count, [&](auto mr) {
         detail::with_constant<kBlockColumns>(vectors, [&](auto nv) {
-          detail::combine_block<E, mr, nv>(w + r, w_term, y, terms, last, out + r, d, add);
+          detail::combine_block<E, mr, nv>(w + r, w_term, y, terms, last, out + r, d, r, fold);
         });
       });
       ahead.step();
     }
+    r += count;
   }
 }
 
@@ -150,7 +166,11 @@ void transpose(const E* const* rows, int count, int width, E* out, int ld) {
     for (int k = 0; k < width; k += W) {
       const int n = std::min(W, width - k);
       Vec<E> v[W];
-      unroll<W>([&](auto r) ALWAYS_INLINE { v[r] = load_part(rows[j + r] + k, n); });
+      if (n == W) {
+        unroll<W>([&](auto r) ALWAYS_INLINE { v[r] = load(rows[j + r] + k); });
+      } else {
+        unroll<W>([&](auto r) ALWAYS_INLINE { v[r] = load_part(rows[j + r] + k, n); });
+      }
       transpose<E>(v);
       unroll<W>([&](auto r) ALWAYS_INLINE {
         if (r < n) store(out + (k + r) * ld + j, v[r]);

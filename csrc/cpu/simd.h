@@ -29,7 +29,8 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-// Columns of a block of accumulators with 4 rows: what 32 registers hold, or 16.
+// Vectors side by side in a block of accumulators with kBlockRows rows: what 32 registers hold, or 16.
+constexpr int kBlockRows = 6;
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kBlockColumns = 4;
 #else
@@ -59,9 +60,10 @@ ALWAYS_INLINE inline void unroll(F&& f) {
   unroll(f, std::make_integer_sequence<int, N>{});
 }
 
+// All lanes alike. Not 0 + value: that would be an addition, which -0 tells from doing nothing.
 template <class T>
 ALWAYS_INLINE inline Vec<T> fill(T value) {
-  return Vec<T>{} + value;
+  return value - Vec<T>{};
 }
 
 template <class T>
@@ -107,18 +109,47 @@ ALWAYS_INLINE inline Vec<T> in_register(Vec<T> v) {
   return v;
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// All bits of the first n lanes.
+template <class T>
+ALWAYS_INLINE inline __m256i first_lanes(int n) {
+  if constexpr (sizeof(T) == 4) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  } else {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+  }
+}
+#endif
+
 // The first n lanes; the others are 0. 0 < n <= lanes.
 template <class T>
 ALWAYS_INLINE inline Vec<T> load_part(const T* p, int n) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
   if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_maskload_ps(reinterpret_cast<const float*>(p), first_lanes<T>(n));
+  if constexpr (sizeof(T) == 8) return (Vec<T>)_mm256_maskload_pd(p, first_lanes<T>(n));
 #else
   if (n == lanes<T>) return load(p);
   Vec<T> v{};
   for (int i = 0; i < n; ++i) v[i] = p[i];
   return v;
 #endif
+}
+
+// The first n numbers of v, n < 2 HALF, by halves of halves: masked stores are slow without registers for masks.
+template <int HALF, class T, class V>
+ALWAYS_INLINE inline void store_halves(T* p, const V& v, int n) {
+  typedef T Half __attribute__((vector_size(sizeof(T) * HALF)));
+  Half part[2];
+  std::memcpy(part, &v, sizeof(part));
+  if (n >= HALF) {
+    std::memcpy(p, part, sizeof(Half));
+    part[0] = part[1];
+    p += HALF, n -= HALF;
+  }
+  if constexpr (HALF > 1) store_halves<HALF / 2>(p, part[0], n);
 }
 
 template <class T>
@@ -128,7 +159,7 @@ ALWAYS_INLINE inline void store_part(T* p, Vec<T> v, int n) {
   if constexpr (sizeof(T) == 8) _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
 #else
   if (n == lanes<T>) return store(p, v);
-  for (int i = 0; i < n; ++i) p[i] = v[i];
+  store_halves<lanes<T> / 2>(p, v, n);
 #endif
 }
 
@@ -137,28 +168,32 @@ ALWAYS_INLINE inline Vec<T> max(Vec<T> a, Vec<T> b) {
   return a > b ? a : b;
 }
 
-// Half of each 2 * HALF lanes from a, the other half from b, folded onto one another: see `reduce`.
+// Lanes of a and b, folded onto one another in blocks: of 2 HALF lanes, the first HALF from a and the others from b;
+// for HALF = 1 of 4 lanes, from a and from b by turns, which in-lane shuffles can do.
 template <class T, int HALF, class OP, std::size_t... I>
 ALWAYS_INLINE inline Vec<T> fold(Vec<T> a, Vec<T> b, OP op, std::index_sequence<I...>) {
   constexpr int W = lanes<T>;
   constexpr auto from = [](int lane, int upper) {
+    if (HALF == 1 && W == 2) return upper + lane * W;
+    if (HALF == 1) return lane / 4 * 4 + lane % 4 / 2 + upper * 2 + lane % 2 * W;
     const int block = lane / (2 * HALF) * (2 * HALF), within = lane % (2 * HALF);
     return block + within % HALF + upper * HALF + (within >= HALF ? W : 0);
   };
   return op(__builtin_shufflevector(a, b, from(I, 0)...), __builtin_shufflevector(a, b, from(I, 1)...));
 }
 
-// Lane l of the result is all lanes of v[l] added up, or their maximum: a transpose and a reduction in one tree.
-// v is spoilt.
-template <class T, class OP, int HALF = lanes<T> / 2>
+// Lane l of the result is all lanes of v[l] added up, or their maximum: a transpose and a reduction in one tree, with
+// the widest shuffles last, for they are the slowest. v is spoilt.
+template <class T, class OP, int HALF = 1>
 ALWAYS_INLINE inline Vec<T> reduce(Vec<T>* v, OP op) {
-  unroll<HALF>([&](auto i) ALWAYS_INLINE {
-    v[i] = fold<T, HALF>(v[i], v[i + HALF], op, std::make_index_sequence<lanes<T>>{});
+  constexpr int COUNT = lanes<T> / 2 / HALF;
+  unroll<COUNT>([&](auto i) ALWAYS_INLINE {
+    v[i] = fold<T, HALF>(v[2 * i], v[2 * i + 1], op, std::make_index_sequence<lanes<T>>{});
   });
-  if constexpr (HALF == 1) {
+  if constexpr (COUNT == 1) {
     return v[0];
   } else {
-    return reduce<T, OP, HALF / 2>(v, op);
+    return reduce<T, OP, 2 * HALF>(v, op);
   }
 }
 
@@ -170,6 +205,22 @@ ALWAYS_INLINE inline Vec<T> sums(Vec<T>* v) {
 template <class T>
 ALWAYS_INLINE inline Vec<T> maxima(Vec<T>* v) {
   return reduce<T>(v, [](Vec<T> a, Vec<T> b) ALWAYS_INLINE { return max<T>(a, b); });
+}
+
+// The highest lane.
+template <class T, int HALF = lanes<T> / 2, int... I>
+ALWAYS_INLINE inline T highest(Vec<T> v, std::integer_sequence<int, I...> lane) {
+  v = max<T>(v, __builtin_shufflevector(v, v, (I ^ HALF)...));
+  if constexpr (HALF > 1) {
+    return highest<T, HALF / 2>(v, lane);
+  } else {
+    return v[0];
+  }
+}
+
+template <class T>
+ALWAYS_INLINE inline T highest(Vec<T> v) {
+  return highest<T>(v, std::make_integer_sequence<int, lanes<T>>{});
 }
 
 // v[i][k] and v[k][i] change places, in so many stages as halves can be halved.
@@ -191,28 +242,26 @@ ALWAYS_INLINE inline void transpose(Vec<T>* v) {
   transpose<T, lanes<T> / 2>(v, std::make_integer_sequence<int, lanes<T>>{});
 }
 
-// e^x for x <= 0 or so; 0 for -inf and far below, NaN for NaN. float: relative error below 2e-7, by Cody and
-// Waite's reduction x = n ln 2 + r and the Taylor polynomial of e^r, |r| <= ln 2 / 2, to the 7th power.
+// e^x for x <= 88; 0 for -inf and below -88, NaN for NaN. float: relative error below 2e-7, by Cody and Waite's
+// reduction x = n ln 2 + r, |r| <= ln 2 / 2, and the polynomial of degree 6 with 1 for its constant that is closest to
+// e^r there, 4e-9 off.
 template <class T>
 ALWAYS_INLINE inline Vec<T> exp(Vec<T> x) {
   if constexpr (std::is_same_v<T, float>) {
     typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
-    const Vec<T> clamped = x < -87.0f ? fill(-87.0f) : (x > 88.0f ? fill(88.0f) : x);
+    const Vec<T> clamped = max<T>(fill(-88.0f), x);  // NaN stays; n = -127 makes a power of 0
     const Vec<T> shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: n in the low bits
     const Vec<T> n = shifted - 12582912.0f;
     const Vec<T> r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-    Vec<T> y = fill(1.9841270e-4f);
-    y = y * r + 1.3888889e-3f;
-    y = y * r + 8.3333333e-3f;
-    y = y * r + 4.1666667e-2f;
-    y = y * r + 1.6666667e-1f;
-    y = y * r + 0.5f;
+    Vec<T> y = fill(1.38526114e-3f);
+    y = y * r + 8.38043895e-3f;
+    y = y * r + 4.16678487e-2f;
+    y = y * r + 1.66663358e-1f;
+    y = y * r + 4.99999948e-1f;
+    y = y * r + 1.00000006f;
     y = y * r + 1.0f;
-    y = y * r + 1.0f;
-    const Ints power = ((Ints)shifted - (Ints)fill(12582912.0f) + 127) << 23;
-    y = y * (Vec<T>)power;
-    y = x < -87.0f ? fill(0.0f) : y;
-    return x == x ? y : x;
+    const Ints power = ((Ints)shifted << 23) + 0x3f800000;
+    return y * (Vec<T>)power;
   } else {
     Vec<T> y;
     for (int i = 0; i < lanes<T>; ++i) y[i] = std::exp(x[i]);

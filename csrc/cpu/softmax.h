@@ -1,8 +1,12 @@
 // Running softmaxes of a block of e, along its rows and along its columns.
 //
-// A row (or column) that continues over several blocks keeps its maximum so far (peak) and the sum of exp(e - peak)
-// (total). When a block raises the maximum, what was summed before is worth less, by the factor `fade`. With
-// `whole`, the block is all there is, and the weights are divided by their sum at once.
+// A row (or column) that continues over several blocks keeps a reference that its numbers are exponentiated against
+// (peak: the highest so far, or a little more) and the sum of exp(e - peak) (total). When a block raises the reference,
+// what was summed before is worth less, by the factor `fade`. What is summed with a block's weights is worth `gain`;
+// with `whole` the block is all there is, and the gain divides by the sum at once.
+//
+// Where the maxima of all rows and columns lie close together, one exponential serves both softmaxes:
+// exp(e - g), with the block's maximum g for everyone's reference.
 #pragma once
 
 #include <algorithm>
@@ -14,12 +18,17 @@ namespace coalign {
 template <class T>
 constexpr T kNothing = -std::numeric_limits<T>::infinity();
 
+// How far apart maxima, or log-sum-exps, may lie that share an exponential. What matters of a row is then 2 kNear below
+// the reference at most, and e - g is rounded no worse than e was where it was computed.
+template <class T>
+constexpr T kNear = 16;
+
 // State of so many rows or columns as a side has tokens; each array has room for whole vectors.
 template <class T>
 struct Running {
-  T *peak, *total, *fade;
+  T *peak, *total, *fade, *gain;
 
-  Running from(int first) const { return {peak + first, total + first, fade + first}; }
+  Running from(int first) const { return {peak + first, total + first, fade + first, gain + first}; }
 
   // The lanes at i with new maxima; returns what to subtract: the maximum, but 0 while there is nothing.
   ALWAYS_INLINE Vec<T> raise(int i, Vec<T> found) const {
@@ -30,11 +39,23 @@ struct Running {
     return shift;
   }
 
-  // Adds to the totals at i; returns the factor that makes weights add up to 1.
-  ALWAYS_INLINE Vec<T> add(int i, Vec<T> found) const {
-    const Vec<T> now = load(total + i) * load(fade + i) + found;
+  // The lanes at i with sums of weights, each worth so much.
+  ALWAYS_INLINE void add(int i, Vec<T> sum, Vec<T> worth, bool whole) const {
+    const Vec<T> now = load(total + i) * load(fade + i) + sum * worth;
     store(total + i, now);
-    return now == T(0) ? Vec<T>{} : T(1) / now;
+    store(gain + i, whole ? (now == T(0) ? Vec<T>{} : worth / now) : worth);
+  }
+
+  // The same for weights that were exponentiated against g. most: the block's maxima.
+  ALWAYS_INLINE void add_shared(int i, Vec<T> sum, Vec<T> most, T g, bool whole) const {
+    if (whole) {
+      store(peak + i, fill(g));
+      store(total + i, sum);
+      store(gain + i, sum == T(0) ? Vec<T>{} : T(1) / sum);
+    } else {
+      const Vec<T> shift = raise(i, most == kNothing<T> ? most : fill(g)), beyond = g - shift;
+      add(i, sum, exp<T>(beyond > T(0) ? Vec<T>{} : beyond), false);  // beyond it where there is nothing in the row
+    }
   }
 };
 
@@ -45,26 +66,23 @@ void row_weights(const T* e, int rows, int columns, int ld, T* p, const Running<
   for (int i = 0; i < rows; i += W, e += W * ld, p += W * ld) {
     const int n = std::min(W, rows - i);
     Vec<T> found[W];
-    T factor[W];
+    T shift[W];
     for (int r = 0; r < n; ++r) {
       found[r] = load(e + r * ld);
       for (int j = W; j < columns; j += W) found[r] = max<T>(found[r], load(e + r * ld + j));
     }
     for (int r = n; r < W; ++r) found[r] = Vec<T>{};
-    store(factor, state.raise(i, maxima<T>(found)));
+    store(shift, state.raise(i, maxima<T>(found)));
     for (int r = 0; r < n; ++r) {
       found[r] = Vec<T>{};
       for (int j = 0; j < columns; j += W) {
-        const Vec<T> weights = exp<T>(load(e + r * ld + j) - factor[r]);
+        const Vec<T> weights = exp<T>(load(e + r * ld + j) - shift[r]);
         found[r] += weights;
         store(p + r * ld + j, weights);
       }
     }
     for (int r = n; r < W; ++r) found[r] = Vec<T>{};
-    store(factor, state.add(i, sums<T>(found)));
-    for (int r = 0; whole && r < n; ++r) {
-      for (int j = 0; j < columns; j += W) store(p + r * ld + j, load(p + r * ld + j) * factor[r]);
-    }
+    state.add(i, sums<T>(found), fill(T(1)), whole);
   }
 }
 
@@ -82,9 +100,78 @@ void column_weights(const T* e, int rows, int columns, int ld, T* p, const Runni
       found += weights;
       store(p + i * ld + j, weights);
     }
-    const Vec<T> factor = state.add(j, found);
-    for (int i = 0; whole && i < rows; ++i) store(p + i * ld + j, load(p + i * ld + j) * factor);
+    state.add(j, found, fill(T(1)), whole);
   }
+}
+
+// Weights of both softmaxes of a block, ROOM x ROOM at most, as one: e becomes exp(e - g). False, and nothing done,
+// where the maxima lie too far apart. e has room for whole vectors of rows. in_rows, in_columns: whose state to keep;
+// the weights do not depend on it.
+template <int ROOM, class T>
+bool shared_weights(
+    T* e, int rows, int columns, int ld, const Running<T>& in_rows, const Running<T>& in_columns, bool keep_rows,
+    bool keep_columns, bool whole) {
+  constexpr int W = lanes<T>, STEP = std::min(4, W);
+  Vec<T> along[W], across[ROOM / W], most[ROOM / W];  // of W rows; of columns; the maxima of rows
+  for (int i = rows; i < round_up(rows, STEP); ++i) {
+    for (int j = 0; j < columns; j += W) store(e + i * ld + j, fill(kNothing<T>));
+  }
+  // f(where STEP rows go on, what they have made, what the columns have), and then reduced(W rows from i, in `along`)
+  auto sweep = [&](T start, auto&& f, auto&& reduced) ALWAYS_INLINE {
+    for (int j = 0; j < columns; j += W) across[j / W] = fill(start);
+    for (int i = 0; i < rows; i += W) {
+      for (int r = 0; r < W; r += STEP) {
+        unroll<STEP>([&](auto k) ALWAYS_INLINE { along[r + k] = fill(start); });
+        if (i + r >= rows) continue;
+        Vec<T> mine[STEP];
+        unroll<STEP>([&](auto k) ALWAYS_INLINE { mine[k] = fill(start); });
+        T* const from = e + (i + r) * ld;
+        for (int j = 0; j < columns; j += W) f(from + j, mine, across[j / W]);
+        unroll<STEP>([&](auto k) ALWAYS_INLINE { along[r + k] = mine[k]; });
+      }
+      reduced(i);
+    }
+  };
+
+  Vec<T> high = fill(kNothing<T>), low = -high;
+  auto consider = [&](Vec<T> found) ALWAYS_INLINE {
+    const Vec<T> least = found == kNothing<T> ? -found : found;
+    high = max<T>(high, found);
+    low = -max<T>(-low, -least);
+  };
+  sweep(
+      kNothing<T>,
+      [&](const T* at, Vec<T>* mine, Vec<T>& column) ALWAYS_INLINE {
+        unroll<STEP>([&](auto k) ALWAYS_INLINE {
+          const Vec<T> v = load(at + k * ld);
+          mine[k] = max<T>(mine[k], v);
+          column = max<T>(column, v);
+        });
+      },
+      [&](int i) ALWAYS_INLINE { consider(most[i / W] = maxima<T>(along)); });
+  for (int j = 0; j < columns; j += W) consider(across[j / W]);
+  const T top = highest<T>(high), g = top == kNothing<T> ? T(0) : top;
+  if (!(top + highest<T>(-low) <= kNear<T>)) return false;  // NaN too
+  Vec<T> most_across[ROOM / W];
+  std::copy_n(across, columns / W, most_across);
+
+  sweep(
+      T(0),
+      [&](T* at, Vec<T>* mine, Vec<T>& column) ALWAYS_INLINE {
+        unroll<STEP>([&](auto k) ALWAYS_INLINE {
+          const Vec<T> v = exp<T>(load(at + k * ld) - g);
+          store(at + k * ld, v);
+          mine[k] += v;
+          column += v;
+        });
+      },
+      [&](int i) ALWAYS_INLINE {
+        if (keep_rows) in_rows.add_shared(i, sums<T>(along), most[i / W], g, whole);
+      });
+  for (int j = 0; keep_columns && j < columns; j += W) {
+    in_columns.add_shared(j, across[j / W], most_across[j / W], g, whole);
+  }
+  return true;
 }
 
 }  // namespace coalign
