@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -50,6 +50,7 @@ class BackendUnavailable(RuntimeError):
 
 _order = list(BACKENDS)
 _backends: dict[str, Backend] = {}  # those registered, and those imported so far
+remembered: dict[tuple[Any, ...], Any] = {}  # see quick.py: what served calls without options, by their shapes and dtype
 
 
 def register(added: Backend, before: str = "reference") -> Callable[[], None]:
@@ -70,8 +71,10 @@ def register(added: Backend, before: str = "reference") -> Callable[[], None]:
         raise ValueError(f"before={before!r} is no backend; choose from {', '.join(map(repr, _order))}")
     _backends[added.name] = added
     _order.insert(_order.index(before), added.name)
+    remembered.clear()
 
     def take_away() -> None:
+        remembered.clear()
         _order.remove(added.name)
         del _backends[added.name]
 

@@ -21,7 +21,7 @@ from . import dispatch, reference, transforms
 from .names import NAMESPACE
 from .problem import PLAIN, Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side
 
-TENSORS, OPERANDS = 8, 15  # of what `_flat` gives, so many may be tensors
+TENSORS, OPERANDS = 8, 15  # of what `flat` gives, so many may be tensors
 _OPERANDS = (
     "Tensor f_a, Tensor f_b, Tensor a, Tensor b, Tensor? extent_a, Tensor? extent_b, Tensor? bias, "
     "Tensor? seed, SymInt length_a, SymInt length_b, float scale, float? clamp, float dropout_a, float dropout_b, "
@@ -57,7 +57,7 @@ def align(
         if transforms.forward_mode() or (transforming and rule.seed is not None):
             return _by_reference(a, b, bias, rule, backend)
         if transforming:
-            return Alignment(*_Transformed.apply(*_flat(a, b, bias, rule, backend)))
+            return Alignment(*_Transformed.apply(*flat(a, b, bias, rule, backend)))
     if torch.is_grad_enabled() and (
         a.f.requires_grad
         or b.f.requires_grad
@@ -65,7 +65,7 @@ def align(
         or b.x.requires_grad
         or (bias is not None and bias.requires_grad)
     ):
-        return Alignment(*_SoftAlign.apply(*_flat(a, b, bias, rule, backend)))
+        return Alignment(*_SoftAlign.apply(*flat(a, b, bias, rule, backend)))
     return _forward(a, b, bias, rule, backend)
 
 
@@ -73,7 +73,7 @@ def _forward(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: str | N
     bias = _expanded(bias, a, b)
     if unobserved((*a, *b, bias, rule.seed)):
         return _soft_align(a, b, bias, rule, backend)
-    return Alignment(*soft_align_operator(*_flat(a, b, bias, rule, backend)))
+    return Alignment(*soft_align_operator(*flat(a, b, bias, rule, backend)))
 
 
 # fmt: off
@@ -87,7 +87,7 @@ def _backward(
         return _soft_align_backward(a, b, bias, rule, backend, saved, grads, bias_grad)
     return OperandGrads(
         *_backward_operator(
-            *_flat(a, b, bias, rule, backend), *saved, *grads, bias_grad
+            *flat(a, b, bias, rule, backend), *saved, *grads, bias_grad
         )
     )
 
@@ -99,12 +99,12 @@ _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 def unobserved(arguments: tuple[Any, ...]) -> bool:
     """Whether nothing looks at operators (a tracer, a dispatch mode, a function transform, a tensor subclass), so
     that what the operator would do can be done without the operator: a fifth of a small call's time on the CPU."""
-    return (
-        not torch.compiler.is_compiling()
-        and _modes() == 0
-        and not transforms.transforming()
-        and _PLAIN.issuperset(map(type, arguments))
-    )
+    return not torch.compiler.is_compiling() and no_modes() and _PLAIN.issuperset(map(type, arguments))
+
+
+def no_modes() -> bool:
+    """Whether no dispatch mode and no function transform is at work."""
+    return _modes() == 0 and not transforms.transforming()
 
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None), int})
@@ -122,21 +122,28 @@ class _SoftAlign(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
-        operands, outputs = (*saved[:TENSORS], *ctx.rest), Alignment(*saved[TENSORS:])
-        if all(g is None for g in grads):
-            return (None,) * len(operands)
-        dbeta, dalpha, dlse_a, dlse_b = grads
-        dbeta = torch.zeros_like(outputs.beta) if dbeta is None else dbeta
-        dalpha = torch.zeros_like(outputs.alpha) if dalpha is None else dalpha
-        arrived = AlignmentGrads(dbeta, dalpha, dlse_a, dlse_b)
-        if torch.is_grad_enabled():  # create_graph=True: the gradient needs a gradient of its own
-            return _differentiable_backward(operands, arrived, ctx.needs_input_grad)
-        bias = operands[6]
-        bias_grad = bias is not None and ctx.needs_input_grad[6]
-        found = _backward(*sides(*operands), outputs, arrived, bias_grad)
-        # summed over what was broadcast before it is rounded to the bias' own dtype
-        dbias = found.bias.sum_to_size(bias.shape).to(bias.dtype) if bias_grad and found.bias is not None else None
-        return found.f_a, found.f_b, found.a, found.b, None, None, dbias, *(None,) * 8
+        outputs = Alignment(*saved[TENSORS:])
+        return gradient((*saved[:TENSORS], *ctx.rest), outputs, AlignmentGrads(*grads), ctx.needs_input_grad)
+
+
+def gradient(
+    operands: tuple[Any, ...], outputs: Alignment, grads: Any, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """What arrives for the outputs, None where nothing does, taken back to the operands of `flat`."""
+    if all(g is None for g in grads):
+        return (None,) * len(operands)
+    dbeta, dalpha, dlse_a, dlse_b = grads
+    dbeta = torch.zeros_like(outputs.beta) if dbeta is None else dbeta
+    dalpha = torch.zeros_like(outputs.alpha) if dalpha is None else dalpha
+    arrived = AlignmentGrads(dbeta, dalpha, dlse_a, dlse_b)
+    if torch.is_grad_enabled():  # create_graph=True: the gradient needs a gradient of its own
+        return _differentiable_backward(operands, arrived, needed)
+    bias = operands[6]
+    bias_grad = bias is not None and needed[6]
+    found = _backward(*sides(*operands), outputs, arrived, bias_grad)
+    # summed over what was broadcast before it is rounded to the bias' own dtype
+    dbias = found.bias.sum_to_size(bias.shape).to(bias.dtype) if bias_grad and found.bias is not None else None
+    return found.f_a, found.f_b, found.a, found.b, None, None, dbias, *(None,) * 8
 
 
 class _Transformed(torch.autograd.Function):
@@ -198,7 +205,7 @@ def _differentiable_backward(
 
 
 # fmt: off
-def _flat(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: str | None) -> tuple[Any, ...]:
+def flat(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: str | None) -> tuple[Any, ...]:
     """The operators' operands in their order, which only this function and the next one know."""
     return (
         a.f, b.f, a.x, b.x, a.extent, b.extent, bias, rule.seed, a.length, b.length,

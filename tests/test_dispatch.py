@@ -48,6 +48,7 @@ def fake_backends(monkeypatch):
     }
     monkeypatch.setattr(dispatch, "_order", list(backends))
     monkeypatch.setattr(dispatch, "_backends", backends)
+    monkeypatch.setattr(dispatch, "remembered", {})
     return served
 
 

@@ -50,11 +50,6 @@ MlpSizes sizes_of(const Tensor& x, const Maybe& x2, const Tensor& w1, const Tens
   return {width(x), x2.has_value() ? width(*x2) : 0, static_cast<int>(w1.size(0)), static_cast<int>(w2.size(0))};
 }
 
-template <class S>
-const S* maybe_data(const Maybe& t) {
-  return t.has_value() ? data<S>(*t) : nullptr;
-}
-
 std::tuple<Tensor, Tensor> mlp(
     Tensor x, Maybe x2, Tensor w1, Tensor b1, Tensor w2, Tensor b2, double p, int64_t seed, bool save) {
   const MlpSizes sizes = sizes_of(x, x2, w1, w2);

@@ -245,11 +245,11 @@ class PairSide {
 
 template <class S, class B>
 void forward_pairs(
-    const Call& call, const Tensor& beta, const Tensor& alpha, const Tensor& lse_a, const Tensor& lse_b) {
+    const Call& call, const Tensor& beta, const Tensor& alpha, const Maybe& lse_a, const Maybe& lse_b) {
   using T = Compute<S>;
   const Sides<S> sides(call);
   const Stored<S> all_beta(beta), all_alpha(alpha);
-  T *all_lse_a = data<T>(lse_a), *all_lse_b = data<T>(lse_b);
+  T *all_lse_a = maybe_data<T>(lse_a), *all_lse_b = maybe_data<T>(lse_b);
   for_each_pair(call, [&](const Task& task) {
     Arena& arena = Arena::of_this_thread();
     const PairSide<S> a(sides.a, task.pair, arena), b(sides.b, task.pair, arena);
@@ -271,6 +271,7 @@ void forward_pairs(
                       const T* found) {
       const Range done = aligned ? mine : Range{0, 0}, rows = side.stored_of(mine, aligned, is_first);
       out.finish(done, rows.begin, rows.end);
+      if (lse == nullptr) return;
       std::fill(lse + side.first + rows.begin, lse + side.first + rows.end, kNothing<T>);
       for (int i = done.begin; i < done.end; ++i) lse[side.first + side.index[i]] = found[i];
     };
@@ -279,17 +280,33 @@ void forward_pairs(
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
+std::tuple<Tensor, Tensor> forward(const Call& call, const Maybe& lse_a, const Maybe& lse_b) {
+  const Tensor beta = empty(call.f_a, call.b.size(call.b.dim() - 1)), alpha = empty(call.f_b, call.a.size(call.a.dim() - 1));
+  with_storage(call, [&](auto s, auto t) {
+    forward_pairs<decltype(s), decltype(t)>(call, beta, alpha, lse_a, lse_b);
+  });
+  return {beta, alpha};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward_with_lse(
     Tensor f_a, Tensor f_b, Tensor a, Tensor b, Maybe extent_a, Maybe extent_b, Maybe bias, double scale,
     std::optional<double> clamp, double dropout_a, double dropout_b, Maybe seed) {
   const Rule<double> rule = make_rule(scale, clamp, dropout_a, dropout_b, seed);
   const Call call(f_a, f_b, a, b, extent_a, extent_b, bias, rule);
-  const Tensor beta = empty(f_a, b.size(b.dim() - 1)), alpha = empty(f_b, a.size(a.dim() - 1));
   const Tensor lse_a = empty(f_a, 0, true), lse_b = empty(f_b, 0, true);
-  with_storage(call, [&](auto s, auto t) {
-    forward_pairs<decltype(s), decltype(t)>(call, beta, alpha, lse_a, lse_b);
-  });
+  const auto [beta, alpha] = forward(call, lse_a, lse_b);
   return {beta, alpha, lse_a, lse_b};
+}
+
+// The same for calls that bring nothing but operands: a dozen arguments take longer to hand over than a pair to align.
+std::tuple<Tensor, Tensor> plain_forward(Tensor f_a, Tensor f_b, Tensor a, Tensor b) {
+  const Rule<double> rule{1.0};
+  return forward(Call(f_a, f_b, a, b, std::nullopt, std::nullopt, std::nullopt, rule), std::nullopt, std::nullopt);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> plain_forward_with_lse(Tensor f_a, Tensor f_b, Tensor a, Tensor b) {
+  return forward_with_lse(
+      f_a, f_b, a, b, std::nullopt, std::nullopt, std::nullopt, 1.0, std::nullopt, 0, 0, std::nullopt);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
@@ -307,9 +324,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const Sides<S> sides(call);
     const Stored<S> of_beta(beta), of_alpha(alpha), of_dbeta(dbeta), of_dalpha(dalpha);
     const Stored<S> all_df_a(df_a), all_df_b(df_b), all_da(da), all_db(db);
-    auto optional = [](const Maybe& t) { return t.has_value() ? data<T>(*t) : nullptr; };
     const T *of_lse_a = data<T>(lse_a), *of_lse_b = data<T>(lse_b);
-    const T *of_dlse_a = optional(dlse_a), *of_dlse_b = optional(dlse_b);
+    const T *of_dlse_a = maybe_data<T>(dlse_a), *of_dlse_b = maybe_data<T>(dlse_b);
     for_each_pair(call, [&](const Task& task) {
       Arena& arena = Arena::of_this_thread();
       const PairSide<S> pa(sides.a, task.pair, arena), pb(sides.b, task.pair, arena);
@@ -339,6 +355,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   return {df_a, df_b, da, db};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> plain_backward(
+    Tensor f_a, Tensor f_b, Tensor a, Tensor b, Tensor beta, Tensor alpha, Tensor lse_a, Tensor lse_b, Tensor dbeta,
+    Tensor dalpha) {
+  using torch::stable::contiguous;
+  return backward(
+      f_a, f_b, a, b, std::nullopt, std::nullopt, std::nullopt, 1.0, std::nullopt, 0, 0, std::nullopt, beta, alpha, lse_a,
+      lse_b, contiguous(dbeta), contiguous(dalpha), std::nullopt, std::nullopt, std::nullopt);
+}
+
 }  // namespace
 }  // namespace coalign
 
@@ -348,12 +373,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
 
 STABLE_TORCH_LIBRARY(coalign_native, m) {
   m.def("forward(" OPERANDS_SCHEMA ") -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("plain_forward(Tensor f_a, Tensor f_b, Tensor a, Tensor b) -> (Tensor, Tensor)");
+  m.def("plain_forward_with_lse(Tensor f_a, Tensor f_b, Tensor a, Tensor b) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "plain_backward(Tensor f_a, Tensor f_b, Tensor a, Tensor b, Tensor beta, Tensor alpha, Tensor lse_a, Tensor lse_b, "
+      "Tensor dbeta, Tensor dalpha) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("backward(" OPERANDS_SCHEMA
         ", Tensor beta, Tensor alpha, Tensor lse_a, Tensor lse_b, Tensor dbeta, Tensor dalpha, Tensor? dlse_a, "
         "Tensor? dlse_b, Tensor(a!)? dbias) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(coalign_native, CPU, m) {
-  m.impl("forward", TORCH_BOX(&coalign::forward));
+  m.impl("forward", TORCH_BOX(&coalign::forward_with_lse));
+  m.impl("plain_forward", TORCH_BOX(&coalign::plain_forward));
+  m.impl("plain_forward_with_lse", TORCH_BOX(&coalign::plain_forward_with_lse));
+  m.impl("plain_backward", TORCH_BOX(&coalign::plain_backward));
   m.impl("backward", TORCH_BOX(&coalign::backward));
 }

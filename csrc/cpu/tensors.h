@@ -19,6 +19,11 @@ S* data(const Tensor& t) {
   return static_cast<S*>(t.data_ptr());
 }
 
+template <class S>
+S* maybe_data(const Maybe& t) {
+  return t.has_value() ? data<S>(*t) : nullptr;
+}
+
 // A new contiguous tensor of a dtype's number. Straight from the allocator: the operators of the same purpose cost
 // several times as much.
 inline Tensor uninitialised(const int64_t* shape, std::size_t dimensions, int32_t dtype) {

@@ -46,6 +46,24 @@ def backward(
     return OperandGrads(df_a, df_b, da, db, dbias)
 
 
+# The same for contiguous or strided operands alone, and gradients of both outputs (see quick.py).
+
+
+def plain_forward(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    beta, alpha = torch.ops.coalign_native.plain_forward.default(f_a, f_b, a, b)
+    return beta, alpha
+
+
+def plain_forward_with_lse(*operands: Tensor) -> tuple[Tensor, ...]:
+    found: tuple[Tensor, ...] = torch.ops.coalign_native.plain_forward_with_lse.default(*operands)
+    return found
+
+
+def plain_backward(*operands_saved_and_grads: Tensor) -> tuple[Tensor, ...]:
+    found: tuple[Tensor, ...] = torch.ops.coalign_native.plain_backward.default(*operands_saved_and_grads)
+    return found
+
+
 def _operands(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> tuple[Any, ...]:
     extent_a = None if a.extent is None else a.extent.contiguous()
     extent_b = None if b.extent is None else b.extent.contiguous()
