@@ -50,7 +50,7 @@ class BackendUnavailable(RuntimeError):
 
 _order = list(BACKENDS)
 _backends: dict[str, Backend] = {}  # those registered, and those imported so far
-remembered: dict[tuple[Any, ...], Any] = {}  # see quick.py: what served calls without options, by their shapes and dtype
+remembered: dict[tuple[Any, ...], Any] = {}  # what served calls without options, by shapes and dtype: quick.py
 
 
 def register(added: Backend, before: str = "reference") -> Callable[[], None]:

@@ -1,8 +1,8 @@
 """Calls of four operands and no option, the short way.
 
-For one pair of sentences the C++ kernel takes 3 to 30 µs, and looking at all that a call may bring takes longer. What a
-backend has served once it serves again where shapes, dtype and everything around the call are the same, and only that is
-looked at. A backend takes part by having `plain_forward`, `plain_forward_with_lse` and `plain_backward`.
+For one pair of sentences the C++ kernel takes 3 to 30 µs, and looking at all that a call may bring takes longer. What
+a backend has served once it serves again where shapes, dtype and everything around the call are the same, and only
+that is looked at. A backend takes part by having `plain_forward`, `plain_forward_with_lse` and `plain_backward`.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class _Plain(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dbeta: Tensor | None, dalpha: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        if dbeta is not None and dalpha is not None and not torch.is_grad_enabled():
-            if ops.unobserved((*saved, dbeta, dalpha)):
-                return None, *ctx.backend.plain_backward(*saved, dbeta, dalpha)
+        both = dbeta is not None and dalpha is not None
+        if both and not torch.is_grad_enabled() and ops.unobserved((*saved, dbeta, dalpha)):
+            return None, *ctx.backend.plain_backward(*saved, dbeta, dalpha)
         f_a, f_b, a, b, *outputs = saved
         side_a, side_b = Side(f_a, a, None, f_a.shape[-2]), Side(f_b, b, None, f_b.shape[-2])
         operands, grads = ops.flat(side_a, side_b, None, PLAIN, None), AlignmentGrads(dbeta, dalpha, None, None)

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from coalign import soft_align
 from coalign.kernels import dispatch, quick
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from coalign import soft_align
 
 SHAPES = ((2, 9, 12), (2, 7, 12), (2, 9, 5), (2, 7, 6))
 
@@ -86,7 +87,7 @@ def test_a_backend_that_is_added_counts(operands):
 def test_operands_that_differ_are_checked(operands):
     f_a, f_b, a, b = operands
     assert quick.serve(f_a, f_b, a, b.double()) is None
-    with pytest.raises(TypeError, match="b must be torch.float32"):
+    with pytest.raises(TypeError, match="b must be torch"):
         soft_align(f_a, f_b, a, b.double())
     assert quick.serve(f_a, f_b, a, b.to("meta")) is None
     assert quick.serve(f_a, f_b, a, b.to_sparse()) is None
