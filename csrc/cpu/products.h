@@ -4,8 +4,8 @@
 //   combine  out (+)= w y           weighted sums of rows, with factors where they are added up
 //
 // `dots` holds a block of at most 4 x kBlockColumns accumulators in registers, `combine` of kBlockRows x kBlockColumns,
-// each in a function of its own, for a compiler that inlines it finds other uses for its registers. Widths and terms
-// count elements: of pairs, `dots` takes half as many as there are numbers, and `combine` half as many rows.
+// in a function of its own, for a compiler that inlines it finds other uses for the registers. Widths and terms count
+// elements: of pairs, `dots` takes half as many as there are numbers, and `combine` half as many rows.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +29,7 @@ struct Fold {
 namespace detail {
 
 template <class E, int MR, int NR>
-__attribute__((noinline)) void dots_block(const E* const* x, const E* const* y, int width, Sum<E> scale, Sum<E>* out, int ld) {
+inline void dots_block(const E* const* x, const E* const* y, int width, Sum<E> scale, Sum<E>* out, int ld) {
   using T = Sum<E>;
   constexpr int W = lanes<E>, COUNT = MR * NR;
   Vec<T> acc[round_up(COUNT, W)] = {};
@@ -77,17 +77,24 @@ __attribute__((noinline)) void combine_block(
       unroll<NV>([&](auto v) ALWAYS_INLINE { acc[r][v] = multiply_add<E>(acc[r][v], u[v], weight); });
     });
   }
-  unroll<MR>([&](auto r) ALWAYS_INLINE {
-    unroll<NV>([&](auto v) ALWAYS_INLINE {
-      Vec<T> sum = acc[r][v];
-      if (fold.gain != nullptr) sum *= fill(fold.gain[row + r]);
-      if (fold.add) sum = multiply_add<T>(sum, read(out[r], v), fill(fold.keep == nullptr ? T(1) : fold.keep[row + r]));
-      if constexpr (v < NV - 1) {
-        store(out[r] + at + v * W, sum);
-      } else {
-        store_part(out[r] + at + v * W, sum, last);
-      }
+  auto each = [&](auto&& f) ALWAYS_INLINE {
+    unroll<MR>([&](auto r) ALWAYS_INLINE { unroll<NV>([&](auto v) ALWAYS_INLINE { f(r, v); }); });
+  };
+  if (fold.gain != nullptr) each([&](auto r, auto v) ALWAYS_INLINE { acc[r][v] *= fill(fold.gain[row + r]); });
+  if (fold.add && fold.keep != nullptr) {
+    each([&](auto r, auto v) ALWAYS_INLINE {
+      acc[r][v] = multiply_add<T>(acc[r][v], read(out[r], v), fill(fold.keep[row + r]));
     });
+  } else if (fold.add) {
+    each([&](auto r, auto v) ALWAYS_INLINE { acc[r][v] += read(out[r], v); });
+  }
+  if (last == W) {
+    each([&](auto r, auto v) ALWAYS_INLINE { store(out[r] + at + v * W, acc[r][v]); });
+    return;
+  }
+  unroll<MR>([&](auto r) ALWAYS_INLINE {
+    unroll<NV - 1>([&](auto v) ALWAYS_INLINE { store(out[r] + at + v * W, acc[r][v]); });
+    store_part(out[r] + at + (NV - 1) * W, acc[r][NV - 1], last);
   });
 }
 
