@@ -115,19 +115,18 @@ class Frozen {
       const int ld = row_room<E>(2 * width());
       float* rows = arena.take<float>(static_cast<std::size_t>(count) * ld);
       for (int i = 0; i < count; ++i) std::memcpy(rows + i * ld, sums + i * room, sizeof(float) * ld);
-      Ahead nothing;
       const float* hidden = rows;
       int hidden_ld = ld;
       for (const Layer<E>* layer : {&layers_.first, &layers_.second}) {
         const int next_ld = row_room<E>(layer->out);
         float* next = arena.take<float>(static_cast<std::size_t>(count) * next_ld);
         std::fill_n(next, static_cast<std::size_t>(count) * next_ld, 0.0f);
-        linear(as_elements<E>(hidden, count, hidden_ld, arena), hidden_ld / kPer<E>, count, *layer, nothing,
+        linear(as_elements<E>(hidden, count, hidden_ld, arena), hidden_ld / kPer<E>, count, *layer,
                [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(next + r * next_ld + d, relu(v)); });
         hidden = next;
         hidden_ld = next_ld;
       }
-      linear(as_elements<E>(hidden, count, hidden_ld, arena), hidden_ld / kPer<E>, count, layers_.scores, nothing,
+      linear(as_elements<E>(hidden, count, hidden_ld, arena), hidden_ld / kPer<E>, count, layers_.scores,
              [&](int r, int d, Vec<float> v) {
                float* out = scores + (pair + r) * classes + d;
                for (int c = 0; c < std::min(lanes<float>, classes - d); ++c) out[c] = v[c];
@@ -168,8 +167,21 @@ class Frozen {
       arena.release(mark);
     }
     WordsAhead<S> ahead(table_, a_, b_, to, next, linear_steps(rows, layers_.compare));
-    linear(as_elements<E>(hidden, rows, ld, arena), ld / kPer<E>, rows, layers_.compare, ahead,
-           [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(sums[r] + d, load(sums[r] + d) + relu(v)); });
+    // row by row, in registers for as long as rows are one sentence's
+    auto add = [&](int i, auto mr, int d, auto nv, const float* found) ALWAYS_INLINE {
+      constexpr int W = lanes<float>;
+      Vec<float> total[nv];
+      unroll<mr>([&](auto r) ALWAYS_INLINE {
+        float* to = sums[i + r] + d;
+        const bool first = r == 0 || to != sums[i + r - 1] + d, last = r == mr - 1 || to != sums[i + r + 1] + d;
+        unroll<nv>([&](auto v) ALWAYS_INLINE {
+          if (first) total[v] = load(to + v * W);
+          total[v] += relu(load(found + (r * nv + v) * W));
+          if (last) store(to + v * W, total[v]);
+        });
+      });
+    };
+    linear_tiles(as_elements<E>(hidden, rows, ld, arena), ld / kPer<E>, rows, layers_.compare, ahead, add);
     return true;
   }
 

@@ -137,26 +137,36 @@ __attribute__((noinline)) void linear_tile(
 
 }  // namespace detail
 
-// take(row, column, vector) for every whole vector of outputs, rows of a column in their order. x: rows of layer.in
-// elements, ld apart. ahead.step() is called for every tile: `linear_steps` times.
+// take(first row, rows, first column, vectors, sums) for every tile, tiles of a column in their order; rows and vectors
+// are constants, and sums[(row * vectors + vector) * lanes]. x: rows of layer.in elements, ld apart. ahead.step() is
+// called for every tile: `linear_steps` times.
 template <class E, class A, class F>
-void linear(const E* x, int ld, int rows, const Layer<E>& layer, A& ahead, F&& take) {
+void linear_tiles(const E* x, int ld, int rows, const Layer<E>& layer, A& ahead, F&& take) {
   for_each_panel<E>(layer.padded_out(), [&](int d, int vectors) {
     const E* panel = layer.panels + static_cast<std::size_t>(d) * layer.in;
     for (int i = 0; i < rows; i += kBlockRows) {
       detail::with_constant<kBlockRows>(rows - i, [&](auto mr) {
         detail::with_constant<kBlockColumns>(vectors, [&](auto nv) {
-          constexpr int W = lanes<E>;
-          alignas(64) float sums[mr * nv * W];
+          alignas(64) float sums[mr * nv * lanes<E>];
           detail::linear_tile<E, mr, nv>(
               x + static_cast<std::size_t>(i) * ld, ld, layer.in, panel, layer.bias() + d, sums);
-          unroll<mr>([&](auto r) ALWAYS_INLINE {
-            unroll<nv>([&](auto v) ALWAYS_INLINE { take(i + r, d + v * W, load(sums + (r * nv + v) * W)); });
-          });
+          take(i, mr, d, nv, sums);
         });
       });
       ahead.step();
     }
+  });
+}
+
+// take(row, column, vector) for every whole vector of outputs.
+template <class E, class F>
+void linear(const E* x, int ld, int rows, const Layer<E>& layer, F&& take) {
+  Ahead nothing;
+  linear_tiles(x, ld, rows, layer, nothing, [&](int i, auto mr, int d, auto nv, const float* sums) ALWAYS_INLINE {
+    constexpr int W = lanes<E>;
+    unroll<mr>([&](auto r) ALWAYS_INLINE {
+      unroll<nv>([&](auto v) ALWAYS_INLINE { take(i + r, d + v * W, load(sums + (r * nv + v) * W)); });
+    });
   });
 }
 

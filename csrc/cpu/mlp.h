@@ -56,9 +56,8 @@ class Mlp {
     float* in = block(ld, arena);
     float* inner = block(ldh, arena);
     float* outer = block(ldo, arena);
-    Ahead nothing;
     gather(x, x2, row, rows, in, ld);
-    linear(as_elements<E>(in, rows, ld, arena), ld / kPer<E>, rows, one, nothing,
+    linear(as_elements<E>(in, rows, ld, arena), ld / kPer<E>, rows, one,
            [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(inner + r * ldh + d, relu(v)); });
     for (int r = 0; r < rows; ++r) {
       float* from = inner + r * ldh;
@@ -66,7 +65,7 @@ class Mlp {
       if (hidden != nullptr) narrow_row(from, sizes_.hidden, hidden + (row + r) * sizes_.hidden);
       std::fill(from + sizes_.hidden, from + ldh, 0.0f);
     }
-    linear(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, two, nothing,
+    linear(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, two,
            [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(outer + r * ldo + d, relu(v)); });
     for (int r = 0; r < rows; ++r) narrow_row(outer + r * ldo, sizes_.out, y + (row + r) * sizes_.out);
   }
@@ -82,7 +81,6 @@ class Mlp {
     float* inner = block(ldh, arena);
     float* x = block(ld, arena);
     const auto [open, ld_open] = as_floats(saved.hidden + row * hidden, rows, hidden, ldh, arena);
-    Ahead nothing;
     for (int r = 0; r < rows; ++r) {
       const S *g = dy + (row + r) * out, *y = saved.y + (row + r) * out;
       float* to = outer + r * ldo;
@@ -91,7 +89,7 @@ class Mlp {
     }
     sum_rows(outer, ldo, rows, out, add, sums.b2);
     outer_product(outer, ldo, out, open, ld_open, rows, hidden, add, sums.w2, arena);
-    linear(as_elements<E>(outer, rows, ldo, arena), ldo / kPer<E>, rows, two, nothing,
+    linear(as_elements<E>(outer, rows, ldo, arena), ldo / kPer<E>, rows, two,
            [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(inner + r * ldh + d, v); });
     const float scale = static_cast<float>(second_.scale());
     for (int r = 0; r < rows; ++r) {
@@ -103,7 +101,7 @@ class Mlp {
     gather(saved.x, saved.x2, row, rows, x, ld);
     outer_product(inner, ldh, hidden, x, ld, rows, in, add, sums.w1, arena);
     if (dx == nullptr && dx2 == nullptr) return;
-    linear(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, one, nothing,
+    linear(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, one,
            [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(x + r * ld + d, v); });
     for (int r = 0; r < rows; ++r) {
       float* g = x + r * ld;
