@@ -7,7 +7,7 @@ A backend is a module with four names:
     forward(a, b, bias, rule)               -> Alignment
     backward(a, b, bias, rule, saved, grads, bias_grad) -> OperandGrads
 
-They stand in an order, fastest first; the first without a reason against it serves. The log-sum-exps mean the
+It may have `extents_fit`, and what quick.py asks for. They stand in an order, fastest first; the first without a reason against it serves. The log-sum-exps mean the
 same in every backend, so one may serve the forward pass and another the backward pass. A backend that was
 asked for by name never falls back, and no exception is swallowed on the way.
 """
@@ -118,6 +118,12 @@ def choose(problem: Problem, name: str | None = None) -> Backend:
         if not candidate.unsupported(problem):
             return candidate
     raise AssertionError("the reference serves every call")
+
+
+def extents_fit(chosen: Any, a: Side, b: Side) -> bool:
+    """Whether the backend says, faster than ops.py can, that the values of lengths and offsets fit the shapes."""
+    look = getattr(chosen, "extents_fit", None)
+    return look is not None and a.f.device.type == "cpu" and look(a, b)
 
 
 def explain(problem: Problem, name: str | None = None) -> str:

@@ -225,9 +225,9 @@ def sides(
 
 
 def _soft_align(a: Side, b: Side, bias: Tensor | None, rule: Rule, name: str | None) -> Alignment:
-    if a.extent is not None or b.extent is not None:
-        _check_extents(a, b)
     backend = dispatch.choose(Problem.of(a, b, bias), name)
+    if (a.extent is not None or b.extent is not None) and not dispatch.extents_fit(backend, a, b):
+        _check_extents(a, b)
     if _nothing_to_align(a, b):
         beta, alpha, lse_a, lse_b = _empty_alignment(a, b)
         return Alignment(beta.zero_(), alpha.zero_(), lse_a.fill_(-torch.inf), lse_b.fill_(-torch.inf))
@@ -296,7 +296,7 @@ def _check_extents(a: Side, b: Side) -> None:
         extent = side.extent
         if extent is None or side.kind == "mask" or extent.device.type != "cpu" or extent.numel() == 0:
             continue
-        values = extent.numpy()  # torch's own reductions cost several times as much at these sizes
+        values = extent.numpy()
         if side.kind == "lengths":
             least, most = int(values.min()), int(values.max())
             if least < 0 or most > side.length:

@@ -6,10 +6,9 @@
 #include <optional>
 
 #include "align.h"
+#include "tensors.h"
 
 namespace coalign {
-
-using torch::stable::Tensor;
 
 // (pairs, rows, width) of some tensor: one or two batch dimensions, or packed rows (total, width).
 template <class S>
@@ -42,9 +41,9 @@ struct Rows {
 // of lengths (*batch), or of offsets (pairs + 1) where the rows f of the operands are packed.
 class Extent {
  public:
-  Extent(const std::optional<Tensor>& extent, const Tensor& f)
+  Extent(const Maybe& extent, const Tensor& f)
       : kind_(kind_of(extent, f)),
-        wide_(kind_ != Kind::full && extent->scalar_type() == torch::headeronly::ScalarType::Long),
+        wide_(kind_ != Kind::full && extent->scalar_type() == ScalarType::Long),
         data_(kind_ == Kind::full ? nullptr : extent->data_ptr()),
         length_(static_cast<int>(f.size(f.dim() - 2))),
         pairs_(packed() ? extent->size(0) - 1 : 1) {
@@ -84,9 +83,9 @@ class Extent {
  private:
   enum class Kind { full, mask, lengths, offsets };
 
-  static Kind kind_of(const std::optional<Tensor>& extent, const Tensor& f) {
+  static Kind kind_of(const Maybe& extent, const Tensor& f) {
     if (!extent.has_value()) return Kind::full;
-    if (extent->scalar_type() == torch::headeronly::ScalarType::Bool) return Kind::mask;
+    if (extent->scalar_type() == ScalarType::Bool) return Kind::mask;
     return f.dim() == 2 ? Kind::offsets : Kind::lengths;
   }
 
@@ -100,6 +99,22 @@ class Extent {
   int length_;
   int64_t pairs_;
 };
+
+// Whether a side's lengths lie between 0 and `length`; or its offsets start at 0, never fall, end at `total` and span
+// `length` rows at most. Masks always fit.
+inline bool extent_fits(const Maybe& extent, bool packed, int64_t length, int64_t total) {
+  if (!extent.has_value() || extent->scalar_type() == ScalarType::Bool || extent->numel() == 0) return true;
+  const int64_t count = extent->numel();
+  auto fits = [&](const auto* at) {
+    bool good = !packed || (at[0] == 0 && at[count - 1] == total);
+    for (int64_t i = packed; i < count; ++i) {
+      const int64_t rows = packed ? static_cast<int64_t>(at[i]) - at[i - 1] : at[i];
+      good &= 0 <= rows && rows <= length;
+    }
+    return good;
+  };
+  return extent->scalar_type() == ScalarType::Long ? fits(data<int64_t>(*extent)) : fits(data<int32_t>(*extent));
+}
 
 // What a pass does with an operand: contracts its rows, or weighs and sums them, or both.
 enum class Use { contract, sum, both };

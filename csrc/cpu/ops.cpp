@@ -6,7 +6,6 @@
 
 #include "call.h"
 #include "pages.h"
-#include "tensors.h"
 
 namespace coalign {
 namespace {
@@ -298,7 +297,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_with_lse(
   return {beta, alpha, lse_a, lse_b};
 }
 
-// The same for calls that bring nothing but operands: a dozen arguments take longer to hand over than a pair to align.
+bool extents_fit(
+    Maybe extent_a, Maybe extent_b, bool packed, int64_t length_a, int64_t length_b, int64_t total_a, int64_t total_b) {
+  return extent_fits(extent_a, packed, length_a, total_a) && extent_fits(extent_b, packed, length_b, total_b);
+}
+
+// forward for calls that bring nothing but operands: a dozen arguments take longer to hand over than a pair to align.
 std::tuple<Tensor, Tensor> plain_forward(Tensor f_a, Tensor f_b, Tensor a, Tensor b) {
   const Rule<double> rule{1.0};
   return forward(Call(f_a, f_b, a, b, std::nullopt, std::nullopt, std::nullopt, rule), std::nullopt, std::nullopt);
@@ -373,6 +377,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> plain_backward(
 
 STABLE_TORCH_LIBRARY(coalign_native, m) {
   m.def("forward(" OPERANDS_SCHEMA ") -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "extents_fit(Tensor? extent_a, Tensor? extent_b, bool packed, int length_a, int length_b, int total_a, "
+      "int total_b) -> bool");
   m.def("plain_forward(Tensor f_a, Tensor f_b, Tensor a, Tensor b) -> (Tensor, Tensor)");
   m.def("plain_forward_with_lse(Tensor f_a, Tensor f_b, Tensor a, Tensor b) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
@@ -385,6 +392,7 @@ STABLE_TORCH_LIBRARY(coalign_native, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(coalign_native, CPU, m) {
   m.impl("forward", TORCH_BOX(&coalign::forward_with_lse));
+  m.impl("extents_fit", TORCH_BOX(&coalign::extents_fit));
   m.impl("plain_forward", TORCH_BOX(&coalign::plain_forward));
   m.impl("plain_forward_with_lse", TORCH_BOX(&coalign::plain_forward_with_lse));
   m.impl("plain_backward", TORCH_BOX(&coalign::plain_backward));

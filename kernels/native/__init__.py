@@ -32,6 +32,16 @@ def forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
     return Alignment(*torch.ops.coalign_native.forward.default(*_operands(a, b, bias, rule)))
 
 
+def extents_fit(a: Side, b: Side) -> bool:
+    """Whether the values of lengths and offsets fit the shapes, of tensors of the CPU."""
+    extent_a, extent_b = _contiguous(a.extent), _contiguous(b.extent)
+    packed, rows_a, rows_b = a.f.ndim == 2, a.f.shape[0], b.f.shape[0]
+    fit: bool = torch.ops.coalign_native.extents_fit.default(
+        extent_a, extent_b, packed, a.length, b.length, rows_a, rows_b
+    )
+    return fit
+
+
 def backward(
     a: Side, b: Side, bias: Tensor | None, rule: Rule, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
 ) -> OperandGrads:
@@ -65,6 +75,8 @@ def plain_backward(*operands_saved_and_grads: Tensor) -> tuple[Tensor, ...]:
 
 
 def _operands(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> tuple[Any, ...]:
-    extent_a = None if a.extent is None else a.extent.contiguous()
-    extent_b = None if b.extent is None else b.extent.contiguous()
-    return a.f, b.f, a.x, b.x, extent_a, extent_b, bias, *rule
+    return a.f, b.f, a.x, b.x, _contiguous(a.extent), _contiguous(b.extent), bias, *rule
+
+
+def _contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
