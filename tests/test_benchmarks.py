@@ -166,6 +166,27 @@ def test_ceilings_are_measured():
     assert 1e9 < found.rate < 1e14
 
 
+@pytest.mark.parametrize(("half", "rate", "large"), [(1e9, 1e11, False), (2e11, 2e11, True)], ids=["slow", "fast"])
+def test_a_floor_in_half_precision_may_widen_to_float32(monkeypatch, half, rate, large):
+    """And no large product is made where a small one says that it would take long."""
+    made = []
+
+    def product(device, dtype, n):
+        made.append((dtype, n))
+        return 2 * n**3 / (1e11 if dtype == torch.float32 else half)
+
+    monkeypatch.setattr(roofline, "_product", product)
+    monkeypatch.setattr(roofline, "_bandwidth", lambda device, threads: 1e10)
+    roofline.ceilings.cache_clear()
+    for dtype in (torch.bfloat16, torch.float16):
+        assert roofline.ceilings("cpu", dtype, 1).rate == pytest.approx(rate)
+        assert ((dtype, 2048) in made) == large
+    assert roofline.ceilings("cpu", torch.float32, 1).rate == pytest.approx(1e11)
+    assert made.count((torch.float32, 2048)) == 1
+    assert roofline.ceilings("cuda", torch.bfloat16, 1).rate == pytest.approx(half)  # tensor cores are what counts
+    roofline.ceilings.cache_clear()
+
+
 def test_results_are_only_ever_added_to(tmp_path):
     case = CASES["full"]
     timing = measure.Timing("coalign", (1e-3, 2e-3, 3e-3))
