@@ -1,9 +1,11 @@
 """The benchmarks measure what they say, refuse wrong contenders, and the README shows what they found."""
 
+import functools
 import io
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from rich.console import Console
 
 from benchmarks import (
     cases,
+    clock,
     contenders,
     measure,
     plots,
@@ -42,6 +45,60 @@ def test_contenders_are_timed(case, direction):
     for timing in timings:
         assert len(timing.samples) == 2
         assert 0 < timing.quantile(0.2) <= timing.quantile(0.5) <= timing.quantile(0.8) < 1
+
+
+class Clock:
+    """A clock that only calls move on."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.called = 0.0, []
+        monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def calls(self, name, seconds, sets=3):
+        def call():
+            self.called.append(name)
+            self.now += seconds
+
+        return [call] * sets
+
+
+def test_a_slow_contender_does_not_hold_up_the_others(monkeypatch):
+    """Seconds a call: 1 for the quick one, 5 for the slow one, 45 for the one that is slow beyond reason."""
+    fake = Clock(monkeypatch)
+    rounds = []
+    calls = {name: fake.calls(name, seconds) for name, seconds in (("slow", 5), ("quick", 1), ("beyond", 45))}
+    timings = {t.contender: t for t in measure.take_turns(calls, 15, lambda: rounds.append(1))}
+    assert len(rounds) == 15
+    assert timings["quick"].samples == (1,) * 15
+    assert timings["slow"].samples == (5,) * 6
+    assert timings["beyond"].samples == (45,)
+    assert timings["beyond"].memory is None
+    assert fake.called.count("beyond") == 1
+    assert fake.called.count("slow") <= 3 + 6 + 1  # on each of the inputs, in its rounds, for its memory
+    turns = "".join(name[0] for name in fake.called if name != "beyond")[6:-2]
+    assert turns.count("s") == 6
+    assert "ss" not in turns  # its rounds lie among the others'
+
+
+def test_a_contender_of_which_few_calls_fit_in_has_the_fewest_samples(monkeypatch):
+    (timing,) = measure.take_turns({"slow": Clock(monkeypatch).calls("slow", 9)}, 15)
+    assert len(timing.samples) == measure.FEWEST
+    (timing,) = measure.take_turns({"slow": Clock(monkeypatch).calls("slow", 9)}, 2)
+    assert len(timing.samples) == 2
+
+
+def test_what_a_first_call_compiles_is_no_sample(monkeypatch):
+    fake = Clock(monkeypatch)
+    called = []
+
+    def compiled(*operands):
+        called.append(1)
+        fake.now += 1 if len(called) != 2 else 100  # the first one is that of the check, without gradients
+        return contenders.eager(*operands, None, None)
+
+    monkeypatch.setattr(contenders, "contenders", lambda *_: {"torch.compile": compiled})
+    (timing,) = measure.compare(CASES["full"], "forward + backward", rounds=4)
+    assert timing.samples == (1,) * 4
 
 
 def test_contenders_that_need_a_gpu_are_named_absent():
@@ -101,6 +158,8 @@ def test_ratio_is_to_the_fastest_peer_and_the_latest_result_counts():
     assert found.target == "1.5 met"
     assert found.floor == "0.50"
     assert report.ratios([line("coalign", 1.0)]) == []
+    (found,) = report.ratios([line("coalign", 1e-3), line("eager", 30.0, samples=[30.0], memory=None)])
+    assert (found.fastest_peer, found.memory) == ("30 s eager, once", "1.0 : ? MiB")
 
 
 def test_absent_contenders_are_no_peers():
@@ -177,14 +236,13 @@ def test_a_floor_in_half_precision_may_widen_to_float32(monkeypatch, half, rate,
 
     monkeypatch.setattr(roofline, "_product", product)
     monkeypatch.setattr(roofline, "_bandwidth", lambda device, threads: 1e10)
-    roofline.ceilings.cache_clear()
+    monkeypatch.setattr(roofline, "ceilings", functools.cache(roofline.ceilings.__wrapped__))  # nothing is known yet
     for dtype in (torch.bfloat16, torch.float16):
         assert roofline.ceilings("cpu", dtype, 1).rate == pytest.approx(rate)
         assert ((dtype, 2048) in made) == large
     assert roofline.ceilings("cpu", torch.float32, 1).rate == pytest.approx(1e11)
     assert made.count((torch.float32, 2048)) == 1
     assert roofline.ceilings("cuda", torch.bfloat16, 1).rate == pytest.approx(half)  # tensor cores are what counts
-    roofline.ceilings.cache_clear()
 
 
 def test_results_are_only_ever_added_to(tmp_path):
