@@ -83,6 +83,11 @@ def _ratio(found: Compared) -> Ratio:
     )
 
 
+def heading(lines: Iterable[dict[str, Any]]) -> str:
+    """Whose results these are, to stand above their table: processors differ in instructions, and so in all ratios."""
+    return f"**{'; '.join(dict.fromkeys(line['device'] for line in lines))}**"
+
+
 def as_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """For a terminal."""
     made = Table(*headings)

@@ -1,19 +1,19 @@
 """The benchmarks measure what they say, refuse wrong contenders, and the README shows what they found."""
 
-import functools
 import io
 import os
+import re
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+import typer
 from rich.console import Console
+from typer.testing import CliRunner
 
 from benchmarks import (
     cases,
-    clock,
     contenders,
     measure,
     plots,
@@ -25,6 +25,7 @@ from benchmarks import (
     suites,
     tune,
 )
+from benchmarks.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 CASES = {
@@ -45,60 +46,6 @@ def test_contenders_are_timed(case, direction):
     for timing in timings:
         assert len(timing.samples) == 2
         assert 0 < timing.quantile(0.2) <= timing.quantile(0.5) <= timing.quantile(0.8) < 1
-
-
-class Clock:
-    """A clock that only calls move on."""
-
-    def __init__(self, monkeypatch):
-        self.now, self.called = 0.0, []
-        monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: self.now))
-
-    def calls(self, name, seconds, sets=3):
-        def call():
-            self.called.append(name)
-            self.now += seconds
-
-        return [call] * sets
-
-
-def test_a_slow_contender_does_not_hold_up_the_others(monkeypatch):
-    """Seconds a call: 1 for the quick one, 5 for the slow one, 45 for the one that is slow beyond reason."""
-    fake = Clock(monkeypatch)
-    rounds = []
-    calls = {name: fake.calls(name, seconds) for name, seconds in (("slow", 5), ("quick", 1), ("beyond", 45))}
-    timings = {t.contender: t for t in measure.take_turns(calls, 15, lambda: rounds.append(1))}
-    assert len(rounds) == 15
-    assert timings["quick"].samples == (1,) * 15
-    assert timings["slow"].samples == (5,) * 6
-    assert timings["beyond"].samples == (45,)
-    assert timings["beyond"].memory is None
-    assert fake.called.count("beyond") == 1
-    assert fake.called.count("slow") <= 3 + 6 + 1  # on each of the inputs, in its rounds, for its memory
-    turns = "".join(name[0] for name in fake.called if name != "beyond")[6:-2]
-    assert turns.count("s") == 6
-    assert "ss" not in turns  # its rounds lie among the others'
-
-
-def test_a_contender_of_which_few_calls_fit_in_has_the_fewest_samples(monkeypatch):
-    (timing,) = measure.take_turns({"slow": Clock(monkeypatch).calls("slow", 9)}, 15)
-    assert len(timing.samples) == measure.FEWEST
-    (timing,) = measure.take_turns({"slow": Clock(monkeypatch).calls("slow", 9)}, 2)
-    assert len(timing.samples) == 2
-
-
-def test_what_a_first_call_compiles_is_no_sample(monkeypatch):
-    fake = Clock(monkeypatch)
-    called = []
-
-    def compiled(*operands):
-        called.append(1)
-        fake.now += 1 if len(called) != 2 else 100  # the first one is that of the check, without gradients
-        return contenders.eager(*operands, None, None)
-
-    monkeypatch.setattr(contenders, "contenders", lambda *_: {"torch.compile": compiled})
-    (timing,) = measure.compare(CASES["full"], "forward + backward", rounds=4)
-    assert timing.samples == (1,) * 4
 
 
 def test_contenders_that_need_a_gpu_are_named_absent():
@@ -225,26 +172,6 @@ def test_ceilings_are_measured():
     assert 1e9 < found.rate < 1e14
 
 
-@pytest.mark.parametrize(("half", "rate", "large"), [(1e9, 1e11, False), (2e11, 2e11, True)], ids=["slow", "fast"])
-def test_a_floor_in_half_precision_may_widen_to_float32(monkeypatch, half, rate, large):
-    """And no large product is made where a small one says that it would take long."""
-    made = []
-
-    def product(device, dtype, n):
-        made.append((dtype, n))
-        return 2 * n**3 / (1e11 if dtype == torch.float32 else half)
-
-    monkeypatch.setattr(roofline, "_product", product)
-    monkeypatch.setattr(roofline, "_bandwidth", lambda device, threads: 1e10)
-    monkeypatch.setattr(roofline, "ceilings", functools.cache(roofline.ceilings.__wrapped__))  # nothing is known yet
-    for dtype in (torch.bfloat16, torch.float16):
-        assert roofline.ceilings("cpu", dtype, 1).rate == pytest.approx(rate)
-        assert ((dtype, 2048) in made) == large
-    assert roofline.ceilings("cpu", torch.float32, 1).rate == pytest.approx(1e11)
-    assert made.count((torch.float32, 2048)) == 1
-    assert roofline.ceilings("cuda", torch.bfloat16, 1).rate == pytest.approx(half)  # tensor cores are what counts
-
-
 def test_results_are_only_ever_added_to(tmp_path):
     case = CASES["full"]
     timing = measure.Timing("coalign", (1e-3, 2e-3, 3e-3))
@@ -344,17 +271,46 @@ def test_every_candidate_has_a_case_that_uses_it():
         assert plan != tried or own == found
 
 
+def stands_under(heading, table, page):
+    """Whether the table follows a line that begins with the heading."""
+    return re.search(rf"^{re.escape(heading)}[^|]*\n\n{re.escape(table)}", page, re.MULTILINE) is not None
+
+
+def test_a_table_stands_under_its_own_processor():
+    page = "**X, AVX2**, slow:\n\n| a |\n\n**Y, AVX512**:\n\n| b |\n"
+    assert stands_under(report.heading([line("coalign", 1.0, device="X, AVX2")] * 2), "| a |", page)
+    assert stands_under("**Y, AVX512**", "| b |", page)
+    assert not stands_under("**X, AVX2**", "| b |", page)
+    assert not stands_under("**X, AVX512**", "| a |", page)
+
+
+@pytest.mark.parametrize("name", ["operator", "model", "layers"])
+def test_results_of_another_machine_can_be_shown(tmp_path, monkeypatch, capsys, name):
+    path = tmp_path / "elsewhere" / "x.jsonl"
+    monkeypatch.setattr(results, "device", lambda kind: "this machine")
+    app = typer.Typer()
+    app.command()(main)
+    source = results.FOLDER / "amd-epyc-avx512" / f"{name}.jsonl"
+    results.append(path, [found | {"device": "an abacus"} for found in results.read(source)])
+    how = {"operator": [], "model": ["--model"], "layers": ["--layers"]}[name]
+    shown = CliRunner().invoke(app, [*how, "--markdown", "--output", str(path)])
+    assert shown.stdout.startswith("**an abacus**\n\n| ")
+    missing = CliRunner().invoke(app, [*how, "--markdown"])
+    assert missing.exit_code == 2
+    assert "amd-epyc-avx512" in missing.output
+
+
 def stored():
     return sorted(results.FOLDER.glob("*/operator.jsonl"))
 
 
 @pytest.mark.parametrize("path", stored(), ids=lambda path: path.parent.name)
 def test_readme_shows_the_stored_results(path):
+    """Every processor's table is there, or in the page about performance, under the processor's name."""
     lines = results.read(path)
-    readme = (ROOT / "README.md").read_text()
-    assert lines[-1]["device"] in readme
+    pages = [(ROOT / name).read_text() for name in ("README.md", "docs/performance.md")]
     shown = [found for found in lines if found["case"] in {case.name for case in suites.cpu() + suites.gpu()}]
-    assert report.markdown(report.ratios(shown)) in readme
+    assert any(stands_under(report.heading(lines), report.markdown(report.ratios(shown)), page) for page in pages)
 
 
 def test_there_are_stored_results():
