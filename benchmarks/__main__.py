@@ -38,7 +38,7 @@ def main(
     profile: Annotated[bool, typer.Option(help="of the whole model: where a training step's time goes")] = False,
     seconds: Annotated[float, typer.Option(help="begin no case after so many")] = float("inf"),
     resume: Annotated[bool, typer.Option(help="leave out what the file has from this commit")] = False,
-    output: Annotated[Path | None, typer.Option(help="the file of JSON lines that results are added to")] = None,
+    output: Annotated[Path | None, typer.Option(help="the file of JSON lines: added to, or shown")] = None,
     show: Annotated[bool, typer.Option("--report", help="measure nothing: print tables, draw pictures")] = False,
     markdown: Annotated[bool, typer.Option(help="measure nothing: print the README's table")] = False,
     compare_files: Annotated[
@@ -57,7 +57,10 @@ def main(
     path = output or results.file_of(kind, "layers" if of_layers else "model" if model else "operator")
     until = time.monotonic() + seconds
     if (show or markdown) and not path.exists():
-        raise typer.BadParameter(f"there are no results in {path} yet", param_hint="--report")
+        others = ", ".join(str(found) for found in sorted(results.FOLDER.glob(f"*/{path.name}")))
+        raise typer.BadParameter(f"there are no results in {path} yet; --output takes {others}", param_hint="--report")
+    if markdown:
+        print(report.heading(results.read(path)), end="\n\n")
     if profile:
         print(whole_model.profile(threads), whole_model.profile(threads, autocast=True), sep="\n\n")
     elif of_layers:

@@ -19,6 +19,7 @@ from .cases import Case, Inputs
 from .targets import Direction
 
 PACKED = ("coalign", "2 x varlen_attn", "2 x jagged SDPA")  # those that take packed tokens, where a case has them
+COMPILED = ("torch.compile", "torch.compile, max-autotune", "2 x FlexAttention")  # in their first call
 Align = Callable[..., tuple[Tensor, Tensor]]
 
 

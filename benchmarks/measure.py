@@ -4,6 +4,10 @@ Before anything is timed, every contender's outputs on the timed inputs are held
 float64. One round gives every contender, in a changing order, a burst of calls; its time is the burst's mean, and
 what is reported are the quantiles over the rounds. Inputs rotate, so that none is in the caches when it is used;
 "hot" uses one all the time. On a GPU a case is measured twice: as calls, and as replayed CUDA graphs.
+
+A contender that is so slow that its rounds would take more than PATIENCE takes part in fewer of them, spread over
+all; one of which not even FEWEST calls fit in is called once, and that is its only sample: enough to say how many
+times slower it is.
 """
 
 from __future__ import annotations
@@ -26,12 +30,14 @@ from .targets import Direction
 BUDGET = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float64: 1e-12}
 TF32_BUDGET = 4e-3
 BURST = 0.03  # seconds
+PATIENCE = 30.0  # seconds for all the rounds of a contender
+FEWEST = 3  # samples, where a call leaves a choice
 
 
 @dataclass(frozen=True)
 class Timing:
     """Seconds a call, the mean of each round's burst; memory: bytes at the peak of one call beyond what was there
-    before, where it can be told. absent: why there is no measurement."""
+    before, where it can be told and a call for it can be afforded. absent: why there is no measurement."""
 
     contender: str
     samples: tuple[float, ...] = ()
@@ -64,8 +70,9 @@ def compare(
     """Time the contenders of a case.
 
     Args:
-        rounds: at how many turns each contender is measured. sets: how many inputs rotate; 1: hot.
-        graph: replay CUDA graphs. only: contenders by name; None: all of them. backend: coalign's.
+        rounds: at how many turns each contender is measured, unless it is too slow for so many.
+        sets: how many inputs rotate; 1: hot. graph: replay CUDA graphs.
+        only: contenders by name; None: all of them. backend: coalign's.
         step: called after every round, for a progress bar.
 
     Raises:
@@ -84,6 +91,8 @@ def compare(
             continue
         check(case, name, align, inputs[0])
         of = calls_of(align, name, inputs, direction)
+        if device != "cpu" or name in contenders.COMPILED:
+            of[0]()  # compiles: must be done before turns begin, for a first call there may be the only sample
         calls[name] = [graphed(call) for call in of] if graph else of
     return timings + take_turns(calls, rounds, step, device, graph)
 
@@ -96,15 +105,28 @@ def take_turns(
     graph: bool = False,
 ) -> list[Timing]:
     """Time contenders, each ready to be called on the same number of inputs, in turns."""
-    counts = {name: _burst(device, of) for name, of in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    samples: dict[str, list[float]] = {}
+    plans: dict[str, tuple[int, int]] = {}  # rounds to take part in, calls in each
+    for name, of in calls.items():
+        call = _warm_up(device, of)
+        once = _too_slow(call)
+        samples[name] = [call] if once else []
+        plans[name] = (0, 0) if once else (min(rounds, int(PATIENCE / call)), _burst(device, of, call))
     order = random.Random(0)
     for at in range(rounds):
         for name in order.sample(sorted(calls), len(calls)):
-            samples[name].append(seconds(device, in_turn(calls[name], at), counts[name]))
+            own, count = plans[name]
+            if at * own % rounds < own:  # in so many rounds, evenly spread
+                samples[name].append(seconds(device, in_turn(calls[name], at), count))
         step()
     return [
-        Timing(name, tuple(of), peak_memory(device, calls[name][0]), graph, len(calls[name]) == 1)
+        Timing(
+            name,
+            tuple(of),
+            peak_memory(device, calls[name][0]) if plans[name][0] else None,
+            graph,
+            len(calls[name]) == 1,
+        )
         for name, of in samples.items()
     ]
 
@@ -181,15 +203,31 @@ def _forward(align: contenders.Align, operands: list[Tensor]) -> Call:
 
 
 def _forward_backward(align: contenders.Align, operands: list[Tensor]) -> Call:
-    leaves = [t.detach().requires_grad_() for t in operands]
-    arriving = [torch.randn_like(t) for t in align(*operands)]
+    f_a, f_b, a, b = leaves = [t.detach().requires_grad_() for t in operands]
+    outputs = ((*f_a.shape[:-1], b.shape[-1]), (*f_b.shape[:-1], a.shape[-1]))
+    arriving = [torch.randn(shape, dtype=a.dtype, device=a.device) for shape in outputs]
     return lambda: torch.autograd.grad(list(align(*leaves)), leaves, arriving)
 
 
-def _burst(device: str, calls: list[Call]) -> int:
-    """How many calls make a burst that a clock can measure; all have been made once then."""
+def _warm_up(device: str, calls: list[Call]) -> float:
+    """Seconds of the last call. On each of the inputs once, as long as that does not take too long either."""
+    spent = 0.0
     for call in calls:
-        call()
+        last = seconds(device, call, 1)
+        spent += last
+        if _too_slow(spent):
+            break
+    return last
+
+
+def _too_slow(call: float) -> bool:
+    return call * FEWEST > PATIENCE
+
+
+def _burst(device: str, calls: list[Call], call: float) -> int:
+    """How many calls make a burst that a clock can measure, where one takes about so many seconds."""
+    if call > 1:  # far longer than a burst, even if something came between
+        return 1
     return max(1, min(1000, round(BURST / seconds(device, in_turn(calls, 0), len(calls)))))
 
 

@@ -74,13 +74,18 @@ def _ratio(found: Compared) -> Ratio:
         own["case"],
         ", ".join(["both" if own["direction"] == "forward + backward" else own["direction"], *how]),
         time(own["p50"]),
-        f"{time(peer['p50'])} {peer['contender']}",
+        f"{time(peer['p50'])} {peer['contender']}{', once' * (len(peer['samples']) == 1)}",
         f"{found.ratio:.2f}",
         f"{peer['p20'] / own['p80']:.2f}–{peer['p80'] / own['p20']:.2f}",
         "" if found.target is None else f"{found.target:g} {'met' if found.ratio >= found.target else 'missed'}",
         f"{own['floor'] / own['p50']:.2f}",
         f"{memory(own['memory'])} : {memory(peer['memory'])} MiB",
     )
+
+
+def heading(lines: Iterable[dict[str, Any]]) -> str:
+    """Whose results these are, to stand above their table: processors differ in instructions, and so in all ratios."""
+    return f"**{'; '.join(dict.fromkeys(line['device'] for line in lines))}**"
 
 
 def as_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

@@ -1,4 +1,9 @@
-"""The floor of a case: what its operations and its bytes cost at the rates that this device was measured to have."""
+"""The floor of a case: what its operations and its bytes cost at the rates that this device was measured to have.
+
+On a CPU a kernel may always widen half precision to float32, so operations in half precision are held against the
+better of both rates: PyTorch's own bfloat16 product does 1 GFLOP/s where the processor has no instructions for it,
+and no floor can be made of that.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,10 @@ from functools import cache
 import torch
 
 from .cases import Case, lengths_of
-from .clock import seconds
+from .clock import Call, seconds
 from .targets import Direction
+
+AFFORDABLE = 1.0  # seconds a large product, of which there are 16
 
 
 @dataclass(frozen=True)
@@ -52,15 +59,35 @@ def work(case: Case, direction: Direction) -> Work:
 @cache
 def ceilings(device: str, dtype: torch.dtype, threads: int, tf32: bool = False) -> Ceilings:
     """Measured once a process."""
+    rate = _rate(device, dtype)
+    if device == "cpu" and dtype in (torch.bfloat16, torch.float16):
+        rate = max(rate, ceilings(device, torch.float32, threads).rate)
+    return Ceilings(_bandwidth(device, threads), rate)
+
+
+@cache
+def _bandwidth(device: str, threads: int) -> float:
     size = 1 << 26 if device == "cpu" else 1 << 28
     source, sink = torch.ones(size, device=device), torch.empty(size, device=device)
-    n = 2048 if device == "cpu" else 8192
+    return 2 * source.nbytes / _least(device, lambda: sink.copy_(source), 2)
+
+
+def _rate(device: str, dtype: torch.dtype) -> float:
+    """Of the large product; of the small one where that foretells more than AFFORDABLE seconds for the large one."""
+    rate = float("inf")
+    for n in (512, 2048) if device == "cpu" else (8192,):
+        if 2 * n**3 / rate > AFFORDABLE:
+            break
+        rate = 2 * n**3 / _product(device, dtype, n)
+    return rate
+
+
+def _product(device: str, dtype: torch.dtype, n: int) -> float:
+    """Seconds that the product of two n x n matrices takes."""
     x, y = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return _least(device, lambda: x @ y, 1 if device == "cpu" else 10)
 
-    def best(call, count: int) -> float:
-        call()
-        return min(seconds(device, call, count) for _ in range(15))  # the least disturbed
 
-    copied = best(lambda: sink.copy_(source), 2)
-    multiplied = best(lambda: x @ y, 1 if device == "cpu" else 10)
-    return Ceilings(2 * source.nbytes / copied, 2 * n**3 / multiplied)
+def _least(device: str, call: Call, count: int) -> float:
+    call()
+    return min(seconds(device, call, count) for _ in range(15))  # the least disturbed

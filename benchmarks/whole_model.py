@@ -60,6 +60,8 @@ def run(
     calls, absent = {}, {}
     for name, contender in found.items():
         of = make(contender, batches)
+        if device != "cpu" or name == COMPILED:
+            of[0]()  # compiles: as in `measure.compare`
         try:
             calls[name] = [graphed(call) for call in of] if graph else of
         except RuntimeError as error:

@@ -2,12 +2,15 @@
 
 import io
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from rich.console import Console
+from typer.testing import CliRunner
 
 from benchmarks import (
     cases,
@@ -22,6 +25,7 @@ from benchmarks import (
     suites,
     tune,
 )
+from benchmarks.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 CASES = {
@@ -101,6 +105,8 @@ def test_ratio_is_to_the_fastest_peer_and_the_latest_result_counts():
     assert found.target == "1.5 met"
     assert found.floor == "0.50"
     assert report.ratios([line("coalign", 1.0)]) == []
+    (found,) = report.ratios([line("coalign", 1e-3), line("eager", 30.0, samples=[30.0], memory=None)])
+    assert (found.fastest_peer, found.memory) == ("30 s eager, once", "1.0 : ? MiB")
 
 
 def test_absent_contenders_are_no_peers():
@@ -265,17 +271,46 @@ def test_every_candidate_has_a_case_that_uses_it():
         assert plan != tried or own == found
 
 
+def stands_under(heading, table, page):
+    """Whether the table follows a line that begins with the heading."""
+    return re.search(rf"^{re.escape(heading)}[^|]*\n\n{re.escape(table)}", page, re.MULTILINE) is not None
+
+
+def test_a_table_stands_under_its_own_processor():
+    page = "**X, AVX2**, slow:\n\n| a |\n\n**Y, AVX512**:\n\n| b |\n"
+    assert stands_under(report.heading([line("coalign", 1.0, device="X, AVX2")] * 2), "| a |", page)
+    assert stands_under("**Y, AVX512**", "| b |", page)
+    assert not stands_under("**X, AVX2**", "| b |", page)
+    assert not stands_under("**X, AVX512**", "| a |", page)
+
+
+@pytest.mark.parametrize("name", ["operator", "model", "layers"])
+def test_results_of_another_machine_can_be_shown(tmp_path, monkeypatch, capsys, name):
+    path = tmp_path / "elsewhere" / "x.jsonl"
+    monkeypatch.setattr(results, "device", lambda kind: "this machine")
+    app = typer.Typer()
+    app.command()(main)
+    source = results.FOLDER / "amd-epyc-avx512" / f"{name}.jsonl"
+    results.append(path, [found | {"device": "an abacus"} for found in results.read(source)])
+    how = {"operator": [], "model": ["--model"], "layers": ["--layers"]}[name]
+    shown = CliRunner().invoke(app, [*how, "--markdown", "--output", str(path)])
+    assert shown.stdout.startswith("**an abacus**\n\n| ")
+    missing = CliRunner().invoke(app, [*how, "--markdown"])
+    assert missing.exit_code == 2
+    assert "amd-epyc-avx512" in missing.output
+
+
 def stored():
     return sorted(results.FOLDER.glob("*/operator.jsonl"))
 
 
 @pytest.mark.parametrize("path", stored(), ids=lambda path: path.parent.name)
 def test_readme_shows_the_stored_results(path):
+    """Every processor's table is there, or in the page about performance, under the processor's name."""
     lines = results.read(path)
-    readme = (ROOT / "README.md").read_text()
-    assert lines[-1]["device"] in readme
+    pages = [(ROOT / name).read_text() for name in ("README.md", "docs/performance.md")]
     shown = [found for found in lines if found["case"] in {case.name for case in suites.cpu() + suites.gpu()}]
-    assert report.markdown(report.ratios(shown)) in readme
+    assert any(stands_under(report.heading(lines), report.markdown(report.ratios(shown)), page) for page in pages)
 
 
 def test_there_are_stored_results():
