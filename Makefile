@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses $(WORKERS
 DATA ?=
 ARGS ?=
 
-.PHONY: help demo test test-python test-triton test-narrow sanitize bench gpu-check gpu-bench gpu-tune hub-kernel lint clean
+.PHONY: help demo test test-python test-triton test-narrow test-wide sanitize bench gpu-check gpu-bench gpu-tune hub-kernel lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -18,7 +18,7 @@ help: ## list the targets
 demo: $(VENV)/installed ## run the fused model on sentence pairs (DATA=file: SNLI-format lines)
 	$(BIN)/coalign demo $(if $(DATA),--data "$(DATA)")
 
-test: test-python test-triton test-narrow ## run every test; the operator's again interpreted, and on narrower vectors
+test: test-python test-triton test-narrow test-wide ## run every test; the operator's again interpreted, on narrower and on wider vectors
 
 test-python: $(VENV)/installed
 	$(PYTEST)
@@ -30,6 +30,10 @@ test-triton: $(VENV)/installed
 # processors with AVX-512 pretend to have AVX2 only; for others these are the same tests again
 test-narrow: $(VENV)/installed
 	COALIGN_NATIVE_FLAGS="-mno-avx512f" $(PYTEST) tests/test_operator*.py $(MODEL_TESTS) -k "native or mlp or dropout or sizes"
+
+# and what processors with AVX-512 and its bfloat16 do, put together from narrow vectors: the same numbers, slowly
+test-wide: $(VENV)/installed
+	COALIGN_NATIVE_FLAGS="-mno-avx2 -mno-avx512f -DCOALIGN_WIDE" $(PYTEST) tests/test_operator.py tests/test_frozen.py tests/test_mlp.py -k "native or mlp or sizes"
 
 # the C++ kernels under the address and undefined-behaviour sanitizers; SANITIZE= selects tests
 SANITIZE ?= (native or simulated) and oracle or native and masked_models or sizes or one_kernel or half_precision or impossible or unknown or what_stays

@@ -9,7 +9,7 @@ namespace coalign {
 // Two bfloat16 of a row, or of two rows: the first in the low half.
 using Pair = uint32_t;
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || defined(COALIGN_WIDE)
 constexpr bool kHasPairs = true;
 #else
 constexpr bool kHasPairs = false;
@@ -43,7 +43,8 @@ ALWAYS_INLINE inline Vec<Sum<E>> multiply_add(Vec<Sum<E>> sum, Vec<E> a, Vec<E> 
 #if defined(__AVX512BF16__)
     return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 #else
-    static_assert(!std::is_same_v<E, Pair>, "no instruction for pairs");
+    sum += (Vec<float>)(a & 0xffff0000u) * (Vec<float>)(b & 0xffff0000u);
+    return sum + (Vec<float>)(a << 16) * (Vec<float>)(b << 16);
 #endif
   }
 }
@@ -59,6 +60,24 @@ inline Vec<Pair> pairs_across(Vec<float> first, Vec<float> second) {
     return (Vec<Pair>)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
   };
   return widened(first) | widened(second) << 16;
+}
+#elif defined(COALIGN_WIDE)
+inline Pair rounded(float x) {
+  BFloat16 y;
+  narrow(x, &y);
+  return y.bits;
+}
+
+inline Vec<Pair> pairs_along(const float* row) {
+  Vec<Pair> pairs;
+  for (int i = 0; i < lanes<Pair>; ++i) pairs[i] = rounded(row[2 * i]) | rounded(row[2 * i + 1]) << 16;
+  return pairs;
+}
+
+inline Vec<Pair> pairs_across(Vec<float> first, Vec<float> second) {
+  Vec<Pair> pairs;
+  for (int i = 0; i < lanes<Pair>; ++i) pairs[i] = rounded(first[i]) | rounded(second[i]) << 16;
+  return pairs;
 }
 #endif
 
