@@ -59,7 +59,7 @@ BUGS = [
     Bug("lanes part before a shuffle", BLOCK, "if (!token[i]) continue;",
         "if (!token[i] || threadIdx.x % 32 == 5) continue;"),
     # shared memory
-    Bug("index past the end", BLOCK, "p < T * kPieces;", "p < (T + 1) * kPieces;"),
+    Bug("index past the end", BLOCK, "p < T * pieces;", "p < (T + 1) * pieces;"),
     Bug("index before the start", TILE, "q[i * kPitch + j] = expf(e", "q[i * kPitch + j - 1] = expf(e"),
     Bug("more shared memory than was asked for", TILE, "shared_bytes<M, T>(2, 6);", "shared_bytes<M, T>(1, 6);"),
     Bug("copies of 8 bytes to odd places", BLOCK, "M::kColumns + 16 / static_cast<int>(sizeof(typename M::S))",
