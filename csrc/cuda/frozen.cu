@@ -54,7 +54,7 @@ WordIds words_of(const Tensor& ids, const Tensor& offsets) {
 
 Tensor frozen_sums_of(
     Tensor table, Tensor ids_a, Tensor ids_b, Tensor offsets_a, Tensor offsets_b, Tensor weight, Tensor bias,
-    int64_t most_tokens, int64_t arithmetic, int64_t shared, int64_t stream) {
+    int64_t most_tokens, int64_t owned, int64_t arithmetic, int64_t shared, int64_t stream) {
   const auto guard = on_device_of(table);
   const int64_t pairs = offsets_a.size(0) - 1;
   const int width = static_cast<int>(weight.size(0));
@@ -79,8 +79,6 @@ Tensor frozen_sums_of(
     call.words = table.size(0);
     call.pairs = pairs;
     call.pitch = hidden_pitch<S>(width);
-    // several pairs a block, once there are blocks enough for a large GPU's multiprocessors: an estimate, not measured
-    const int64_t owned = std::clamp<int64_t>(pairs / 256, 1, 8);
     const Tiles found = tiles<M>(width, shared);
     if (found.shared == 32) return launch_tiles<M, 32>(call, owned, -1, stream);
     launch_tiles<M, 64>(call, owned, -1, stream);
@@ -96,7 +94,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(coalign_cuda, m) {
   m.def("frozen_holds(Tensor table, int arithmetic, int shared) -> int");
   m.def(
       "frozen_sums(Tensor table, Tensor ids_a, Tensor ids_b, Tensor offsets_a, Tensor offsets_b, Tensor weight, "
-      "Tensor bias, int most_tokens, int arithmetic, int shared, int stream) -> Tensor");
+      "Tensor bias, int most_tokens, int owned, int arithmetic, int shared, int stream) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(coalign_cuda, DISPATCH_KEY, m) {

@@ -269,9 +269,8 @@ __global__ __launch_bounds__(kThreads<T>, 1) void frozen_sums(const __grid_const
     const int count = call.template group<T>(pair, end);
     if (count > 0) {
       read_words<M, T>(call, room, pair, count);
-      const Gathered<S> own{call.own, room.id};
+      const Gathered<S> own{call.own, room.id};  // its copies end with the pipeline's first
       fetch_columns<T>(room.hidden, call.pitch, call.pitch - kApart<S>, own, room.token, 0);
-      commit_copies();  // complete before the first product: a group ahead of the pipeline's
       align_rows<M, T>(call, room);
       add_aligned<M, T>(call, room);
       sum_outputs<M, T>(call, room, pair, count);

@@ -7,13 +7,15 @@ from torch import Tensor
 
 from . import cuda
 
+PACKED_ONLY = "its CUDA kernel takes packed pairs only: give it a PairBatch"
+
 
 def unsupported(table: Tensor, most: int | None) -> list[str]:
     """Why CUDA C++ can't serve this table, (words, 3 h), and pairs of up to `most` tokens; None: padded pairs."""
     if table.dtype not in (torch.float32, torch.bfloat16):
         return [f"frozen models run in CUDA C++ in float32 and bfloat16, not {table.dtype}"]
     if most is None:
-        return ["its CUDA kernel takes packed pairs only: give it a PairBatch"]
+        return [PACKED_ONLY]
     if reasons := cuda.unavailable(table.device):
         return reasons
     return too_large(cuda.machine(table), table, most)
@@ -56,6 +58,12 @@ def sums_on(
     most: int,
 ) -> Tensor:
     found: Tensor = torch.ops.coalign_cuda.frozen_sums.default(
-        table, *ids, *offsets, weight, bias, most, int(machine.tensor_cores), machine.shared, machine.stream
+        *(table, *ids, *offsets, weight, bias, most, owned(offsets[0].shape[0] - 1)),
+        *(int(machine.tensor_cores), machine.shared, machine.stream),
     )
     return found
+
+
+def owned(pairs: int) -> int:
+    """How many pairs a block takes: several, once blocks suffice for a large GPU. An estimate, not measured."""
+    return min(8, max(1, pairs // 256))

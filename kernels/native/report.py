@@ -118,7 +118,7 @@ class Compiled(NamedTuple):
 
 
 def cases(architecture: Architecture) -> Iterator[Case]:
-    """Every kernel that the GPU can be given: tiles that do not fit its memory are the stream's or PyTorch's instead."""
+    """Every kernel that the GPU can be given: where a tile does not fit its memory, something else serves."""
     for arithmetic in _ARITHMETICS if architecture.tensor_cores else ("half", "ieee"):
         for kernel, tiles in _TILES.items():
             for tile in tiles:
