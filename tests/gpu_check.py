@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 import torch
+from coalign.kernels.native import cuda_frozen
 
 import coalign
 from coalign import DecomposableAttention, PairBatch
-from coalign.kernels.native import cuda_frozen
 from coalign.testing import Case, assert_accurate, run
 
 TESTS = Path(__file__).parent
