@@ -20,6 +20,8 @@ auto with_table(const Tensor& table, int64_t arithmetic, F&& f) {
 }
 
 // The rows of a tile that holds pairs together, and of one that holds those that are too long for it; 0: none fits.
+// nvcc 13.0 for sm_90 and d2l's h = 200, registers and kilobytes: 64 rows 156, 64 (bfloat16), 137, 90 (TF32), 128, 82
+// (IEEE), which is 3, 2 and 2 blocks a multiprocessor; 128 rows 236, 159, 240, 211 and 228, 195.
 struct Tiles {
   int shared, alone;
 };
