@@ -25,7 +25,7 @@ test-python: $(VENV)/installed
 
 # TRITON_INTERPRET is read when Triton is imported, so its interpreter takes a process of its own
 test-triton: $(VENV)/installed
-	TRITON_INTERPRET=1 $(PYTEST) tests/test_operator*.py tests/test_frozen_triton.py
+	TRITON_INTERPRET=1 $(PYTEST) tests/test_operator*.py tests/test_frozen_kernels.py
 
 # processors with AVX-512 pretend to have AVX2 only; for others these are the same tests again
 test-narrow: $(VENV)/installed
@@ -40,7 +40,7 @@ SANITIZE ?= (native or simulated) and oracle or native and masked_models or size
 sanitize: $(VENV)/installed ## run the C++ kernels' tests under the address and undefined-behaviour sanitizers
 	COALIGN_NATIVE_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so) $$(cc -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -p no:xdist tests/test_operator*.py $(MODEL_TESTS) -k "$(SANITIZE)"
+	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -p no:xdist tests/test_operator*.py tests/test_frozen_kernels.py $(MODEL_TESTS) -k "$(SANITIZE)"
 
 bench: $(VENV)/installed ## time the operator against PyTorch (minutes, on an idle machine); ARGS=--model: the whole model
 	$(BIN)/python -m benchmarks $(ARGS)

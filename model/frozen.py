@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import safetensors
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from ..kernels import BackendUnavailable
 from ..kernels.dispatch import requested
+from ..kernels.native import cuda_frozen as cuda
 from ..kernels.native import frozen as native
 from ..kernels.ops import unobserved
 from ..kernels.triton import frozen as triton
@@ -31,6 +33,7 @@ FORMAT = "coalign.frozen/1"
 DTYPES = (torch.float32, torch.bfloat16)
 LAYERS = ("compare", "first", "second", "output")
 _INPUTS = ("premises", "hypotheses", "the premises' mask or lengths", "the hypotheses' mask or lengths")
+GPU_KERNELS: dict[str, ModuleType] = {"triton": triton, "native": cuda}  # each has unsupported() and sums()
 CHUNK = 8192  # words computed at a time: bounds what freezing needs beside the table
 
 
@@ -43,9 +46,10 @@ class FrozenDecomposableAttention(nn.Module):
         F = f(E_w)      G_a = W_a E_w + bias      G_b = W_b E_w
 
     so that a pair costs look-ups, e = F_a F_bᵀ, its softmaxes P and Q, relu(G_a + P G_b), the second layer of g,
-    sums and the classifier. On the CPU that is one C++ kernel. On a GPU all but the classifier is one Triton kernel,
-    for a `PairBatch` without very long pairs and num_hiddens up to 256; there a word outside the vocabulary makes its
-    pair's scores NaN. Elsewhere, and where a compiler or `torch.export` traces the model, it is plain PyTorch.
+    sums and the classifier. On the CPU that is one C++ kernel. On a GPU all but the classifier is one kernel, in Triton
+    or in CUDA C++, for a `PairBatch` without very long pairs or a very large num_hiddens; there a word outside the
+    vocabulary makes its pair's scores NaN. Elsewhere, and where a compiler or `torch.export` traces the model, it is
+    plain PyTorch.
 
     Buffers: table (words, 3 num_hiddens); weights and biases of the layers that are left. Biases are float32.
 
@@ -112,32 +116,34 @@ class FrozenDecomposableAttention(nn.Module):
             raise ValueError("a PairBatch knows its lengths and has no padding: give it no masks or lengths")
         with torch.no_grad():
             backend = self._backend(X) if unobserved((self.table,)) else "reference"
-            if backend == "native":
+            if backend == "native" and not self.table.is_cuda:
                 return self._native(X, masks, lengths)
-            if backend == "triton":
+            if backend != "reference":
                 assert isinstance(X, PairBatch)
-                return self._on_triton(X)
+                return self._on_gpu(X, GPU_KERNELS[backend])
             return self._plain(X, masks, lengths)
 
     def _backend(self, X: tuple[Tensor, Tensor] | PairBatch) -> str:
         """Which backend serves such a call."""
         name = requested(self.backend)
         for candidate in ("triton", "native") if name is None else (name,):
-            if candidate == "triton":
-                reasons = triton.unsupported(self.table, _most_tokens(X)) or self._not_finite()
+            if candidate not in GPU_KERNELS:
+                return "reference"
+            if candidate == "native" and not self.table.is_cuda:
+                reasons = native.unsupported(self.table)
             else:
-                reasons = native.unsupported(self.table) if candidate == "native" else []
+                reasons = GPU_KERNELS[candidate].unsupported(self.table, _most_tokens(X)) or self._not_finite()
             if not reasons:
                 return candidate
             if name is not None:
                 raise BackendUnavailable(f"backend {name!r} can't serve this call: {'; '.join(reasons)}")
         return "reference"
 
-    def _on_triton(self, X: PairBatch) -> Tensor:
+    def _on_gpu(self, X: PairBatch, kernel: ModuleType) -> Tensor:
         for name, ids in (("premises", X.ids_a), ("hypotheses", X.ids_b)):
             check_ids(name, ids, self.table.shape[0], ndim=1)
             self._check_device(name, ids)
-        found = triton.sums(
+        found = kernel.sums(
             self.table,
             (X.ids_a.contiguous(), X.ids_b.contiguous()),
             (X.offsets_a.contiguous(), X.offsets_b.contiguous()),
@@ -191,7 +197,7 @@ class FrozenDecomposableAttention(nn.Module):
         return packed
 
     def _not_finite(self) -> list[str]:
-        """What keeps the Triton kernel, in which pairs share products, from these numbers; a GPU is waited for."""
+        """What keeps a GPU's kernels, in which pairs share products, from these numbers; the GPU is waited for."""
 
         def look() -> list[str]:
             _check_shapes("the model", dict(self.named_buffers()))

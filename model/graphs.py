@@ -77,6 +77,16 @@ def _filled(side: str, batch: PairBatch, pairs: int, tokens: int, longest: int) 
     )
 
 
+def longest_pair(batch: PairBatch) -> int:
+    """The least power of two that no pair's tokens, both sides together, exceed.
+
+    Which of a frozen model's kernels are launched follows from it: a graph of launches for shorter pairs would leave
+    a longer pair's scores unwritten.
+    """
+    most = int((batch.lengths_a + batch.lengths_b).max()) if len(batch) else 0
+    return 1 << max(0, most - 1).bit_length()
+
+
 def _round_up(n: int) -> int:
     """The least of 4, 5, 6 or 7 times a power of two that is n or more."""
     step = 1 << max(0, (n - 1).bit_length() - 3)
@@ -175,7 +185,7 @@ class _Graphs:
         filled = fill(batch, size)
         if labels is not None:
             labels = F.pad(labels, (0, size.pairs - len(batch)), value=IGNORED)
-        key = (size, batch.ids_a.dtype, batch.ids_b.dtype)
+        key = (size, longest_pair(filled), batch.ids_a.dtype, batch.ids_b.dtype)
         given = [t for t in (filled.ids_a, filled.ids_b, filled.offsets_a, filled.offsets_b, labels) if t is not None]
         if key not in self._recorded:
             if len(self._recorded) >= self.most:

@@ -13,8 +13,9 @@ from coalign.kernels.native.report import ARCHITECTURES, Case, cases, compile_ca
 def chosen(case, name):
     """Most kernels for sm_90, where the others do not differ; for other GPUs what takes most registers and memory."""
     if name == "sm_90":
-        return case.arithmetic == "half" or case.tile == 64
-    return case.tile == 64 and case[0::2] in (("tile_backward", "half"), ("stream_backward", "tf32"))
+        return case.arithmetic == "half" or case.tile >= 64
+    greedy = (("tile_backward", "half"), ("stream_backward", "tf32"), ("frozen_sums", "half"), ("frozen_sums", "tf32"))
+    return case.tile == 64 and case[0::2] in greedy
 
 
 CHOSEN = [
@@ -54,7 +55,7 @@ LOAD = """
 import torch
 from coalign.kernels.native import build, build_cuda
 torch.ops.load_library(str(build.build(build_cuda.SOURCES, tools=build_cuda.tools(["90"]))))
-print(torch.ops.coalign_cuda.forward, torch.ops.coalign_cuda.backward)
+print(torch.ops.coalign_cuda.forward, torch.ops.coalign_cuda.backward, torch.ops.coalign_cuda.frozen_sums)
 """
 
 
@@ -62,7 +63,7 @@ print(torch.ops.coalign_cuda.forward, torch.ops.coalign_cuda.backward)
 def test_extension_builds_and_loads_without_a_gpu():
     """In a process of its own: the simulator's library has operators of the same names."""
     ran = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, env={**os.environ, "CXX": ""})
-    assert ran.stdout.split() == ["coalign_cuda.forward", "coalign_cuda.backward"], ran.stderr
+    assert ran.stdout.split() == [f"coalign_cuda.{op}" for op in ("forward", "backward", "frozen_sums")], ran.stderr
 
 
 def test_no_nvcc(monkeypatch):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import Tensor
 
-from coalign import soft_align
+from coalign import DecomposableAttention, FrozenDecomposableAttention, PairBatch, soft_align
 from coalign.testing import Case, assert_accurate, run
 from coalign.testing.accuracy import errors
 from coalign.testing.oracle import pair_by_pair
@@ -102,3 +104,47 @@ def test_tf32_only_where_allowed(case, name):
     assert all(e < 2e-3 for e in found.values()), found
     if torch.cuda.get_device_capability() >= (8, 0):
         assert found["beta"] > 1e-5  # tensor cores did round
+
+
+class Frozen(NamedTuple):
+    """A frozen model that a backend is asked for, and two batches of the same lengths."""
+
+    model: FrozenDecomposableAttention
+    first: PairBatch
+    second: PairBatch
+
+    @classmethod
+    def make(cls, name: str) -> Frozen:
+        torch.manual_seed(0)
+        made = DecomposableAttention.from_sizes(60, 100, 200).eval().freeze(torch.bfloat16).cuda()
+        made.backend = name
+        lengths = [(n % 23, n % 17) for n in range(600)]
+        sides = ([torch.randint(60, (pair[side],)).tolist() for pair in lengths] for side in (0, 1, 0, 1))
+        a, b, other_a, other_b = sides
+        return cls(made, PairBatch.from_lists(a, b).to("cuda"), PairBatch.from_lists(other_a, other_b).to("cuda"))
+
+
+def test_a_frozen_model_in_a_cuda_graph(name):
+    """Captured once, replayed on other words, and the bits those of a call."""
+    model, first, second = Frozen.make(name)
+    expected = model(second)
+    model(first)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = model(first)
+    first.ids_a.copy_(second.ids_a)
+    first.ids_b.copy_(second.ids_b)
+    graph.replay()
+    assert torch.equal(captured, expected)
+
+
+def test_a_frozen_model_waits_for_nothing(name):
+    model, batch, _ = Frozen.make(name)
+    expected = model(batch)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = model(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert torch.equal(found, expected)

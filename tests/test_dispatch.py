@@ -259,6 +259,25 @@ def test_native_on_a_gpu_says_why_not(monkeypatch, capability, hip, dtype, reaso
     assert re.search(reason, found)
 
 
+@pytest.mark.parametrize(
+    ("capability", "dtype", "most", "reason"),
+    [
+        ((8, 0), torch.float16, 20, "in float32 and bfloat16, not torch.float16"),
+        ((8, 0), torch.float32, None, "give it a PairBatch"),
+        ((6, 1), torch.float32, 20, r"capability is 6\.1"),
+        ((8, 0), torch.bfloat16, 20, "no nvcc in this test"),
+    ],
+)
+def test_a_frozen_models_cuda_kernel_says_why_not(monkeypatch, capability, dtype, most, reason):
+    from coalign.kernels import gpu
+    from coalign.kernels.native import build_cuda, cuda_frozen
+
+    monkeypatch.setattr(gpu, "capability", lambda device: capability)
+    monkeypatch.setattr(build_cuda, "extension", SimpleNamespace(reason=lambda: "no nvcc in this test"))
+    (found,) = cuda_frozen.unsupported(torch.empty(7, 60, dtype=dtype, device="meta"), most)
+    assert re.search(reason, found)
+
+
 def test_a_backend_of_ones_own():
     class Own:
         name = "own"

@@ -5,6 +5,8 @@ import pickle
 
 import pytest
 import torch
+from coalign.model import frozen as frozen_module
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import coalign
 from coalign import DecomposableAttention, FrozenDecomposableAttention, PairBatch
@@ -209,6 +211,26 @@ def test_impossible_lengths(length):
     spoilt.offsets_a[1] = min(length * 5, 2**31 - 1)  # behind the checks of the constructor
     with pytest.raises(ValueError, match="offsets must start at 0"):
         made(spoilt)
+
+
+def test_native_on_a_gpu_is_the_cuda_kernel(monkeypatch):
+    """Behind Triton's; asked for by name it serves or says why not. No GPU is needed to ask."""
+    made = model().freeze()
+    with FakeTensorMode():
+        made.table = torch.empty(60, 60, device="cuda")
+    reasons = {"triton": ["no Triton in this test"], "native": []}
+    for name, kernel in frozen_module.GPU_KERNELS.items():
+        monkeypatch.setattr(kernel, "unsupported", lambda table, most, name=name: reasons[name])
+    monkeypatch.setattr(made, "_not_finite", list)
+    assert made._backend(PAIRS) == "native"
+    reasons["native"] = ["no CUDA in this test"]
+    assert made._backend(PAIRS) == "reference"
+    made.backend = "native"
+    with pytest.raises(coalign.BackendUnavailable, match="no CUDA in this test"):
+        made._backend(PAIRS)
+    reasons["triton"] = []
+    made.backend = None
+    assert made._backend(PAIRS) == "triton"
 
 
 def test_it_does_not_follow_the_model():

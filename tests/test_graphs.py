@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from coalign.model.graphs import GraphedInference, GraphedTraining, Size, fill, size_of
+from coalign.model.graphs import GraphedInference, GraphedTraining, Size, fill, longest_pair, size_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -52,6 +52,14 @@ def test_filled_batches_are_batches(lengths):
         for name in (f"ids_{side}", f"offsets_{side}", f"lengths_{side}"):
             own = getattr(batch, name)
             assert torch.equal(getattr(filled, name)[: len(own)], own)
+
+
+def test_batches_of_one_size_may_have_pairs_for_different_kernels():
+    """What a frozen model launches depends on its longest pair; a graph of one batch must not serve the other."""
+    apart, together = pairs((40, 2), (2, 40)), pairs((40, 2), (40, 2))
+    assert size_of(apart) == size_of(together)
+    assert [longest_pair(fill(batch, size_of(batch))) for batch in (apart, together)] == [64, 128]
+    assert [longest_pair(pairs((n,), (n,))) for n in (0, 1, 32, 33)] == [1, 2, 64, 128]
 
 
 def test_there_are_few_sizes():

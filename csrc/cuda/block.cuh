@@ -18,24 +18,26 @@ constexpr int kTilePitch = T + 4;
 template <class M>
 constexpr int kStagePitch = M::kColumns + 16 / static_cast<int>(sizeof(typename M::S));
 
-template <class M, int T>
+// PLACES: how many operands a stage has room for.
+template <class M, int T, int PLACES = 2>
 class Stages {
  public:
   using S = typename M::S;
   static constexpr int kSize = T * kStagePitch<M>;
 
-  GPU_INLINE explicit Stages(SharedArena& arena) : data_(arena.take<S>(4 * kSize)) {}
+  GPU_INLINE explicit Stages(SharedArena& arena) : data_(arena.take<S>(2 * PLACES * kSize)) {}
   // The first or second operand (place 0 or 1) of a stage.
-  GPU_INLINE Shared<S> at(int stage, int place) const { return data_ + (2 * stage + place) * kSize; }
+  GPU_INLINE Shared<S> at(int stage, int place) const { return data_ + (PLACES * stage + place) * kSize; }
 
  private:
   Shared<S> data_;
 };
 
 // Bytes of shared memory: the stages, `tiles` tiles of float32, and `rows` numbers for each row.
-template <class M, int T>
+template <class M, int T, int PLACES = 2>
 constexpr int shared_bytes(int tiles, int rows) {
-  return 4 * T * kStagePitch<M> * static_cast<int>(sizeof(typename M::S)) + tiles * T * kTilePitch<T> * 4 + rows * T * 4;
+  constexpr int kStages = 2 * PLACES * T * kStagePitch<M> * static_cast<int>(sizeof(typename M::S));
+  return kStages + tiles * T * kTilePitch<T> * 4 + rows * T * 4;
 }
 
 template <int T>
@@ -43,28 +45,35 @@ GPU_INLINE void mark_tokens(Shared<int> token, const Extent& extent, int64_t pai
   for (int i = threadIdx.x; i < T; i += kThreads<T>) token[i] = extent.token(pair, from + i);
 }
 
-// Start bringing columns of T rows into a stage, BYTES at a time; rows that are no tokens arrive as zeros, unread.
-template <class M, int T, int BYTES, class S>
-GPU_INLINE void fetch_by(Shared<S> to, const Rows<S>& from, Shared<int> token, int column) {
-  constexpr int kPiece = BYTES / static_cast<int>(sizeof(S)), kPieces = M::kColumns / kPiece;
-  for (int p = threadIdx.x; p < T * kPieces; p += kThreads<T>) {
-    const int i = p / kPieces, k = p % kPieces * kPiece;
-    const int count = token[i] ? most(0, least(from.width - column - k, kPiece)) : 0;
-    const S* source = count ? from.data + i * from.row + column + k : from.data;
-    copy_async<BYTES>(to + (i * kStagePitch<M> + k), source, count * static_cast<int>(sizeof(S)));
+// Start bringing `columns` of T rows to shared memory, BYTES at a time; rows that are not there arrive as zeros, unread.
+template <int T, int BYTES, class S, class From, class There>
+GPU_INLINE void fetch_by(Shared<S> to, int pitch, int columns, const From& from, const There& there, int column) {
+  constexpr int kPiece = BYTES / static_cast<int>(sizeof(S));
+  const int pieces = columns / kPiece;
+  for (int p = threadIdx.x; p < T * pieces; p += kThreads<T>) {
+    const int i = p / pieces, k = p % pieces * kPiece;
+    const int count = there[i] ? most(0, least(from.width - column - k, kPiece)) : 0;
+    const S* source = count ? from.at(i) + column + k : from.data;
+    copy_async<BYTES>(to + (i * pitch + k), source, count * static_cast<int>(sizeof(S)));
   }
 }
 
-template <class M, int T, class S>
-GPU_INLINE void fetch(Shared<S> to, const Rows<S>& from, Shared<int> token, int column) {
-  if (from.step == 16) return fetch_by<M, T, 16>(to, from, token, column);
-  if (from.step == 8) return fetch_by<M, T, 8>(to, from, token, column);
-  if (from.step == 4) return fetch_by<M, T, 4>(to, from, token, column);
-  for (int p = threadIdx.x; p < T * M::kColumns; p += kThreads<T>) {
-    const int i = p / M::kColumns, k = p % M::kColumns;
-    const bool there = token[i] && column + k < from.width;
-    to[i * kStagePitch<M> + k] = there ? from.data[i * from.row + column + k] : S{};
+// from: Rows, or what has at(i) instead. there[i]: whether row i is. columns: a multiple of 16 bytes' numbers.
+template <int T, class S, class From, class There>
+GPU_INLINE void fetch_columns(Shared<S> to, int pitch, int columns, const From& from, const There& there, int column) {
+  if (from.step == 16) return fetch_by<T, 16>(to, pitch, columns, from, there, column);
+  if (from.step == 8) return fetch_by<T, 8>(to, pitch, columns, from, there, column);
+  if (from.step == 4) return fetch_by<T, 4>(to, pitch, columns, from, there, column);
+  for (int p = threadIdx.x; p < T * columns; p += kThreads<T>) {
+    const int i = p / columns, k = p % columns;
+    to[i * pitch + k] = there[i] && column + k < from.width ? from.at(i)[column + k] : S{};
   }
+}
+
+// A chunk of columns into a stage.
+template <class M, int T, class S, class From, class There>
+GPU_INLINE void fetch(Shared<S> to, const From& from, const There& there, int column) {
+  fetch_columns<T>(to, kStagePitch<M>, M::kColumns, from, there, column);
 }
 
 // For each chunk c: use(c, stage), while fetch_chunk(c + 1, other stage) is under way. All threads call it together.
@@ -88,6 +97,12 @@ GPU_INLINE void pipeline(int chunks, Fetch fetch_chunk, Use use) {
 template <class M>
 GPU_INLINE int chunks_of(int width) {
   return (width + M::kColumns - 1) / M::kColumns;
+}
+// The depth of a product over that chunk of so wide operands.
+template <class M>
+GPU_INLINE int depth_of(int width, int chunk) {
+  const int left = least(M::kColumns, width - chunk * M::kColumns);
+  return (left + M::kDepth - 1) / M::kDepth * M::kDepth;
 }
 
 // The warp's 16 rows of a staged operand or tile.
@@ -113,12 +128,16 @@ GPU_INLINE void outer_product(
         fetch<M, T>(stages.at(stage, 1), y, token_y, chunk * M::kColumns);
       },
       [&](int chunk, int stage) {
-        const int left = least(M::kColumns, x.width - chunk * M::kColumns);
         const Operand<S, true> of_y{stages.at(stage, 1), kStagePitch<M>};
-        M::product(
-            c, own_rows<S>(stages.at(stage, 0), kStagePitch<M>), of_y,
-            (left + M::kDepth - 1) / M::kDepth * M::kDepth);
+        M::product(c, own_rows<S>(stages.at(stage, 0), kStagePitch<M>), of_y, depth_of<M>(x.width, chunk));
       });
+}
+
+// One number of the four lanes that share a fragment's rows.
+template <class F>
+GPU_INLINE float over_columns(float x, F f) {
+  x = f(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return f(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
 // Write a chunk of the warp's rows, from `column` on; out: the block's first row, of which `rows` exist.

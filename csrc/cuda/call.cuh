@@ -40,6 +40,8 @@ struct Rows {
   const S* data;
   int64_t row;
   int width, step;
+
+  GPU_INLINE const S* at(int64_t i) const { return data + i * row; }
 };
 
 // (pairs, rows, width) with one or two batch dimensions, or packed rows (total, width).

@@ -2,45 +2,25 @@
 //
 // The caller passes the stream, so that no shim is needed that only a CUDA build of torch has, and what the device
 // can do (`arithmetic`, `shared`), so that the simulator can be any device.
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <optional>
 #include <tuple>
 #include <vector>
 
 #include "stream_backward.cuh"
+#include "tensors.cuh"
 #include "tile.cuh"
-
-#ifndef DISPATCH_KEY
-#define DISPATCH_KEY CUDA
-#endif
 
 namespace coalign::cuda {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::new_empty;
-using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
-
-// kernels/native/cuda.py
-constexpr int64_t kTensorCores = 1;
-
-template <class S>
-S* data(const Tensor& t) {
-  return static_cast<S*>(t.data_ptr());
-}
 
 // How many bytes of a row may be copied at once: what its address and every stride are a multiple of.
 template <class S>
 int copy_step(const Tensor& t) {
   uint64_t common = reinterpret_cast<uint64_t>(t.data_ptr());
   for (int64_t dim = 0; dim + 1 < t.dim(); ++dim) common |= static_cast<uint64_t>(t.stride(dim)) * sizeof(S);
-  return common % 16 == 0 ? 16 : common % 8 == 0 ? 8 : common % 4 == 0 ? 4 : 0;
+  return step_of(common);
 }
 
 template <class S>
@@ -152,12 +132,6 @@ void with_arithmetic(ScalarType type, int64_t arithmetic, F&& f) {
   if (type == ScalarType::Float) return tensor_cores ? f(Tf32{}) : f(Simt<float>{});
   if (type == ScalarType::BFloat16) return tensor_cores ? f(Mma16<BFloat16>{}) : f(Simt<BFloat16>{});
   return tensor_cores ? f(Mma16<Float16>{}) : f(Simt<Float16>{});
-}
-
-// Kernels launch on the current device, which need not be the operands'.
-std::optional<torch::stable::accelerator::DeviceGuard> on_device_of(const Tensor& t) {
-  if (t.is_cpu()) return std::nullopt;  // the simulator's tensors
-  return std::optional<torch::stable::accelerator::DeviceGuard>(std::in_place, t.get_device());
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(

@@ -70,13 +70,6 @@ GPU_INLINE void accumulate(
       });
 }
 
-// One number of the four lanes that share a fragment's rows.
-template <class F>
-GPU_INLINE float over_columns(float x, F f) {
-  x = f(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return f(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-
 template <class M>
 constexpr int stream_forward_bytes() {
   return shared_bytes<M, kStreamTile>(1, 2);

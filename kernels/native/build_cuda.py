@@ -15,7 +15,7 @@ import torch
 
 from . import build
 
-SOURCES = ("cuda/ops.cu",)
+SOURCES = ("cuda/ops.cu", "cuda/frozen.cu")
 
 
 def tools(architectures: Sequence[str]) -> build.Toolchain:

@@ -30,24 +30,27 @@ class Machine(NamedTuple):
 
 def unsupported(problem: Problem) -> list[str]:
     """Why the CUDA kernels can't serve the problem; the first one that they could serve builds them."""
+    return [NO_FLOAT64] if problem.dtype == torch.float64 else unavailable(problem.device)
+
+
+def unavailable(device: torch.device) -> list[str]:
+    """Why the CUDA kernels can't run on this GPU; the first call for one on which they can builds them."""
     if torch.version.hip is not None:
         return ["the CUDA kernels are for NVIDIA's GPUs"]
-    if problem.dtype == torch.float64:
-        return [NO_FLOAT64]
-    if (capability := gpu.capability(problem.device)) < (7, 0):
+    if (capability := gpu.capability(device)) < (7, 0):
         return [f"the GPU's compute capability is {capability[0]}.{capability[1]}; the CUDA kernels need 7.0 or more"]
     reason = build_cuda.extension.reason()
     return [] if reason is None else [reason]
 
 
 def forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
-    return forward_on(_machine(a.f), a, b, bias, rule)
+    return forward_on(machine(a.f), a, b, bias, rule)
 
 
 def backward(
     a: Side, b: Side, bias: Tensor | None, rule: Rule, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
 ) -> OperandGrads:
-    return backward_on(_machine(a.f), a, b, bias, rule, saved, grads, bias_grad)
+    return backward_on(machine(a.f), a, b, bias, rule, saved, grads, bias_grad)
 
 
 def forward_on(machine: Machine, a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
@@ -87,6 +90,7 @@ def _rows(t: Tensor) -> Tensor:
     return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
 
 
-def _machine(f: Tensor) -> Machine:
+def machine(f: Tensor) -> Machine:
+    """What serves operands like this one."""
     tensor_cores = gpu.capability(f.device) >= (8, 0) and (f.dtype != torch.float32 or gpu.tf32_allowed())
     return Machine(tensor_cores, gpu.shared_memory(f.device), torch.cuda.current_stream(f.device).cuda_stream)

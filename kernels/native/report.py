@@ -44,7 +44,17 @@ ARCHITECTURES = {
     )
 }
 _ARITHMETICS = {"half": "Mma16<BFloat16>", "tf32": "Tf32", "ieee": "Simt<float>"}  # csrc/cuda/products.cuh
-_TILES = {"tile": (16, 32, 64), "stream": (64,)}
+_TILES = {
+    **{f"tile_{way}": (16, 32, 64) for way in ("forward", "backward")},
+    **{f"stream_{way}": (64,) for way in ("forward", "backward")},
+    "frozen_sums": (32, 64, 128),
+}
+_HIDDEN = 200  # d2l's num_hiddens, on which a frozen model's shared memory depends: kilobytes of a tile's
+_FROZEN_KILOBYTES = {
+    "half": {32: 28, 64: 64, 128: 159},
+    "tf32": {32: 41, 64: 90, 128: 211},
+    "ieee": {32: 37, 64: 82, 128: 195},
+}
 
 
 class Case(NamedTuple):
@@ -60,14 +70,17 @@ class Case(NamedTuple):
 
     def source(self, tensor_cores: bool) -> str:
         """The kernel's instantiation."""
-        math = _ARITHMETICS[self.arithmetic] if tensor_cores or self.arithmetic == "ieee" else "Simt<Float16>"
-        streams = self.kernel.startswith("stream")
-        parameters = math if streams else f"{math}, {self.tile}"
-        operands = "Directions" if streams else "Call"
+        route = self.kernel.split("_")[0]
+        half = "Simt<BFloat16>" if route == "frozen" else "Simt<Float16>"
+        math = _ARITHMETICS[self.arithmetic] if tensor_cores or self.arithmetic == "ieee" else half
+        parameters = math if route == "stream" else f"{math}, {self.tile}"
+        operands = {"tile": "Call", "stream": "Directions", "frozen": "FrozenCall"}[route]
+        width = _HIDDEN if route == "frozen" else ""
+        headers = "".join(f'#include "cuda/{name}.cuh"\n' for name in ("frozen", "stream_backward", "tile"))
         return (
-            '#include "cuda/stream_backward.cuh"\n#include "cuda/tile.cuh"\nnamespace coalign::cuda {\n'
+            f"{headers}namespace coalign::cuda {{\n"
             f"template __global__ void {self.kernel}<{parameters}>(const __grid_constant__ {operands}<{math}::S>);\n"
-            f"__device__ extern const int shared_bytes_of_kernel = {self.kernel}_bytes<{parameters}>();\n}}\n"
+            f"__device__ extern const int shared_bytes_of_kernel = {self.kernel}_bytes<{parameters}>({width});\n}}\n"
         )
 
 
@@ -105,13 +118,20 @@ class Compiled(NamedTuple):
 
 
 def cases(architecture: Architecture) -> Iterator[Case]:
-    """Every kernel that the GPU can be given: tiles that do not fit its memory are the stream's instead."""
+    """Every kernel that the GPU can be given: where a tile does not fit its memory, something else serves."""
     for arithmetic in _ARITHMETICS if architecture.tensor_cores else ("half", "ieee"):
-        for route, tiles in _TILES.items():
-            for kernel in (f"{route}_forward", f"{route}_backward"):
-                for tile in tiles:
-                    if architecture.tensor_cores or (kernel, tile) != ("tile_backward", 64):
-                        yield Case(kernel, tile, arithmetic)
+        for kernel, tiles in _TILES.items():
+            for tile in tiles:
+                case = Case(kernel, tile, arithmetic)
+                if _fits(case, architecture):
+                    yield case
+
+
+def _fits(case: Case, architecture: Architecture) -> bool:
+    """Whether the kernel's shared memory is there; tests hold this against what the kernels say."""
+    if case.kernel != "frozen_sums":
+        return architecture.tensor_cores or (case.kernel, case.tile) != ("tile_backward", 64)
+    return _FROZEN_KILOBYTES[case.arithmetic][case.tile] * 1024 <= architecture.shared
 
 
 def compile_case(case: Case, architecture: Architecture) -> Compiled:

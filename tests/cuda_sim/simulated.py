@@ -1,4 +1,7 @@
-"""csrc/cuda on the CPU: the library that g++ makes of it with simulator.h, and a backend that runs on it."""
+"""csrc/cuda on the CPU: the library that g++ makes of it with simulator.h, and a backend that runs on it.
+
+The backend is one for the operator, and for a frozen model too where `frozen` is put among its kernels.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ import ctypes
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from coalign.kernels.native import build, cuda
+from coalign.kernels.native import build, cuda, cuda_frozen
 from coalign.kernels.problem import Alignment, OperandGrads, Problem, Rule, Side
 from torch import Tensor
 
@@ -40,7 +44,7 @@ def library() -> ctypes.CDLL:
     """Build the simulated library, once, and load it: its operators are torch.ops.coalign_cuda's, for the CPU."""
     flags = ("-std=c++20", "-O2", "-fPIC", "-Wno-psabi", "-Wno-unknown-pragmas", build.TARGET, *build.own_flags())
     tools = build.Toolchain("simulated CUDA", build.compiler(), flags, machine="", headers=(CSRC,))
-    path = build.build(("ops.cpp",), HERE, tools)
+    path = build.build(("ops.cpp", "frozen.cpp"), HERE, tools)
     torch.ops.load_library(str(path))
     loaded = ctypes.CDLL(str(path))
     loaded.coalign_simulate.argtypes = ctypes.c_int, ctypes.c_uint64
@@ -80,3 +84,18 @@ def forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
 
 def backward(a: Side, *rest: Any) -> OperandGrads:
     return cuda.backward_on(_device.machine(a.f), a, *rest)
+
+
+def _frozen_unsupported(table: Tensor, most: int | None) -> list[str]:
+    library()
+    if most is None:
+        return [cuda_frozen.PACKED_ONLY]
+    return cuda_frozen.too_large(_device.machine(table), table, most)
+
+
+def _frozen_sums(table: Tensor, *rest: Any) -> Tensor:
+    library()
+    return cuda_frozen.sums_on(_device.machine(table), table, *rest)
+
+
+frozen = SimpleNamespace(unsupported=_frozen_unsupported, sums=_frozen_sums)

@@ -1,0 +1,39 @@
+// Tensors of the stable ABI, as the operators use them.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+#ifndef DISPATCH_KEY
+#define DISPATCH_KEY CUDA
+#endif
+
+namespace coalign::cuda {
+
+using torch::headeronly::ScalarType;
+using torch::stable::new_empty;
+using torch::stable::Tensor;
+using Maybe = std::optional<Tensor>;
+
+// kernels/native/cuda.py
+constexpr int64_t kTensorCores = 1;
+
+template <class S>
+S* data(const Tensor& t) {
+  return static_cast<S*>(t.data_ptr());
+}
+
+// How many bytes may be copied at once from addresses that are all multiples of what `common` is one of.
+inline int step_of(uint64_t common) { return common % 16 == 0 ? 16 : common % 8 == 0 ? 8 : common % 4 == 0 ? 4 : 0; }
+
+// Kernels launch on the current device, which need not be the operands'.
+inline std::optional<torch::stable::accelerator::DeviceGuard> on_device_of(const Tensor& t) {
+  if (t.is_cpu()) return std::nullopt;  // the simulator's tensors
+  return std::optional<torch::stable::accelerator::DeviceGuard>(std::in_place, t.get_device());
+}
+
+}  // namespace coalign::cuda
