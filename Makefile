@@ -33,7 +33,7 @@ test-narrow: $(VENV)/installed
 
 # and what processors with AVX-512 and its bfloat16 do, put together from narrow vectors: the same numbers, slowly
 test-wide: $(VENV)/installed
-	COALIGN_NATIVE_FLAGS="-mno-avx2 -mno-avx512f -DCOALIGN_WIDE" $(PYTEST) tests/test_operator.py tests/test_frozen.py tests/test_mlp.py -k "native or mlp or sizes"
+	COALIGN_NATIVE_FLAGS="-mno-avx2 -mno-avx512f -DEMULATED_WIDE_VECTORS" $(PYTEST) tests/test_operator.py tests/test_frozen.py tests/test_mlp.py -k "native or mlp or sizes"
 
 # the C++ kernels under the address and undefined-behaviour sanitizers; SANITIZE= selects tests
 SANITIZE ?= (native or simulated) and oracle or native and masked_models or sizes or one_kernel or half_precision or impossible or unknown or what_stays

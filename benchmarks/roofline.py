@@ -51,9 +51,9 @@ def work(case: Case, direction: Direction) -> Work:
     if direction == "forward":
         return Work(operations, operands + outputs)
     # and then: e again, four products for its gradient's way to f and x, two for the weights' gradients; operands,
-    # outputs and their gradients are read, the operands' gradients written
+    # LSEs and the outputs' gradients are read, the operands' gradients written
     backward = 2 * cells * (3 * case.h + 4 * case.d)
-    return Work(operations + backward, (operands + outputs) + (operands + 2 * outputs + operands))
+    return Work(operations + backward, (operands + outputs) + (operands + outputs + operands))
 
 
 @cache

@@ -67,6 +67,9 @@ struct Block {
   int i, rows, j, columns, padded;
 };
 
+// Whether a pair is a single block.
+inline bool is_whole(int count_a, int count_b) { return count_a <= kBlock && count_b <= kBlock; }
+
 namespace detail {
 
 template <class T>
@@ -218,7 +221,7 @@ void align_forward(
   using namespace detail;
   const Workshop<E> shop(a.count, b.count, a.f.elements(), arena, ahead);
   const Running<T> state_a = start_running<T>(a.count, arena), state_b = start_running<T>(b.count, arena);
-  const bool whole = a.count <= kBlock && b.count <= kBlock;
+  const bool whole = is_whole(a.count, b.count);
   T* e = shop.room();
   T* p = shop.room();
   const bool drops = rule.p.on() || rule.q.on();
@@ -255,8 +258,8 @@ void align_forward(
   if (share.columns) finish(share.b, state_b, alpha, a.x.width, lse_b);
 }
 
-// What arrived for a side's outputs: dout, as wide as the other side's x; delta_i = <dout_i, out_i> - dlse_i; the
-// side's LSEs, +inf where there was nothing to align with (e - lse is -inf then, and the weight 0). Both have room
+// What arrived for a side's outputs: dout, as wide as the other side's x; delta_i = <dout_i, out_i> - dlse_i, but -dlse_i
+// alone where the pair is a single block, for <dout_i, out_i> is the sum over j of P_ij <dout_i, x_j> too; the side's LSEs, +inf where there was nothing to align with (e - lse is -inf then, and the weight 0). Both have room
 // for whole blocks.
 template <class E>
 struct Arrived {
@@ -293,7 +296,8 @@ void align_backward(
   T* dp = shop.room();
   T* dq = shop.room();
   T* passes = rule.clamp < -kNothing<T> ? shop.room() : nullptr;
-  T worth[kBlock];  // exp(g - lse) of a block's columns
+  const bool whole = is_whole(a.count, b.count);
+  T worth[kBlock], delta_a[kBlock], delta_b[kBlock];  // of a block: exp(g - lse) of columns, deltas of both sides
 
   for (int j0 = share.b.begin; j0 < share.b.end; j0 += kBlock) {
     for (int i0 = share.a.begin; i0 < share.a.end; i0 += kBlock) {
@@ -305,27 +309,51 @@ void align_backward(
       drop(dq, shop.ld(), at, rule.q, bias.index_a, bias.index_b);
       const auto [together, g] = level(to_a.lse + i0, at.rows, to_b.lse + j0, at.columns);
       for (int j = 0; together && j < at.padded; j += W) store(worth + j, exp<T>(g - load(to_b.lse + j0 + j)));
-      for (int i = 0; i < at.rows; ++i) {
-        const T lse = to_a.lse[i0 + i], delta = to_a.delta[i0 + i];
-        const T own = together ? exp<T>(fill(g - lse))[0] : T(0);
-        T* de = dp + i * shop.ld();
-        auto differentiate = [&](auto&& weights) ALWAYS_INLINE {
+      // row i of P and Q, in place of e; use(k, j, lanes of P, of Q): those at k, of columns from j
+      auto weigh = [&](int i, auto&& use) ALWAYS_INLINE {
+        const T lse = to_a.lse[i0 + i], own = together ? exp<T>(fill(g - lse))[0] : T(0);
+        auto each = [&](auto&& weights) ALWAYS_INLINE {
           for (int k = i * shop.ld(), j = 0; j < at.padded; j += W, k += W) {
             const auto [row, column] = weights(load(p + k), j);
             store(p + k, row);
             store(q + k, column);
-            store(de + j, row * (load(dp + k) - delta) + column * (load(dq + k) - load(to_b.delta + j0 + j)));
+            use(k, j, row, column);
           }
         };
         if (together) {
-          differentiate([&](Vec<T> e, int j) ALWAYS_INLINE {
+          each([&](Vec<T> e, int j) ALWAYS_INLINE {
             const Vec<T> weight = exp<T>(e - g);
             return std::pair(weight * own, weight * load(worth + j));
           });
         } else {
-          differentiate([&](Vec<T> e, int j) ALWAYS_INLINE {
+          each([&](Vec<T> e, int j) ALWAYS_INLINE {
             return std::pair(exp<T>(e - lse), exp<T>(e - load(to_b.lse + j0 + j)));
           });
+        }
+      };
+      std::copy_n(to_a.delta + i0, kBlock, delta_a);
+      std::copy_n(to_b.delta + j0, kBlock, delta_b);
+      for (int i = 0; whole && i < at.rows; i += W) {
+        Vec<T> found[W] = {};
+        for (int r = 0; r < std::min(W, at.rows - i); ++r) {
+          const int row = (i + r) * shop.ld();
+          for (int j = at.columns; j < at.padded; ++j) dp[row + j] = dq[row + j] = 0;
+          weigh(i + r, [&](int k, int j, Vec<T> along, Vec<T> across) ALWAYS_INLINE {
+            found[r] += along * load(dp + k);
+            store(delta_b + j, load(delta_b + j) + across * load(dq + k));
+          });
+        }
+        store(delta_a + i, load(delta_a + i) + sums<T>(found));
+      }
+      for (int i = 0; i < at.rows; ++i) {
+        T* de = dp + i * shop.ld();
+        auto differentiate = [&](int k, int j, Vec<T> row, Vec<T> column) ALWAYS_INLINE {
+          store(dp + k, row * (load(dp + k) - delta_a[i]) + column * (load(dq + k) - load(delta_b + j)));
+        };
+        if (whole) {
+          for (int k = i * shop.ld(), j = 0; j < at.padded; j += W, k += W) differentiate(k, j, load(p + k), load(q + k));
+        } else {
+          weigh(i, differentiate);
         }
         for (int j = at.columns; j < at.padded; ++j) de[j] = 0;
         if (share.rows && dbias.data != nullptr) {

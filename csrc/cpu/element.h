@@ -9,7 +9,7 @@ namespace coalign {
 // Two bfloat16 of a row, or of two rows: the first in the low half.
 using Pair = uint32_t;
 
-#if defined(__AVX512BF16__) || defined(COALIGN_WIDE)
+#if defined(__AVX512BF16__) || defined(EMULATED_WIDE_VECTORS)
 constexpr bool kHasPairs = true;
 #else
 constexpr bool kHasPairs = false;
@@ -61,7 +61,7 @@ inline Vec<Pair> pairs_across(Vec<float> first, Vec<float> second) {
   };
   return widened(first) | widened(second) << 16;
 }
-#elif defined(COALIGN_WIDE)
+#elif defined(EMULATED_WIDE_VECTORS)
 inline Pair rounded(float x) {
   BFloat16 y;
   narrow(x, &y);

@@ -170,7 +170,7 @@ struct Sides {
       for (const Stored<S>& t : stored) Rows<S>(t.data, t.width).want(0, side.extent.first(pair), count, ahead);
     };
     const int count_a = a.extent.reach(pair), count_b = b.extent.reach(pair);
-    if (count_a <= kBlock && count_b <= kBlock) {
+    if (is_whole(count_a, count_b)) {
       side(a, count_a, of_a);
       side(b, count_b, of_b);
     }
@@ -210,19 +210,19 @@ class PairSide {
     return {tokens.begin == 0 ? 0 : index[tokens.begin], tokens.end == count ? stored : index[tokens.end]};
   }
 
-  // What came back for this side of the pair.
-  Arrived<E> arrived(const Stored<S>& out, const Stored<S>& dout, const T* lse, const T* dlse) const {
+  // What came back for this side of the pair; whole: the pair is a single block.
+  Arrived<E> arrived(const Stored<S>& out, const Stored<S>& dout, const T* lse, const T* dlse, bool whole) const {
     const int room = round_up(count, kBlock);
     T* delta = arena_.take<T>(room);
     T* lses = arena_.take<T>(room);
     const Operand<E> d = read_stored(dout, Use::both);
-    dots_by_row(d.rows, read_stored(out, Use::contract).rows, count, d.elements(), delta);
+    std::fill_n(delta, room, T(0));
+    if (!whole) dots_by_row(d.rows, read_stored(out, Use::contract).rows, count, d.elements(), delta);
     for (int i = 0; i < count; ++i) {
       const int64_t at = first + index[i];
       if (dlse != nullptr) delta[i] -= dlse[at];
       lses[i] = lse[at] == kNothing<T> ? -lse[at] : lse[at];
     }
-    std::fill(delta + count, delta + room, T(0));
     std::fill(lses + count, lses + room, -kNothing<T>);
     return {d, delta, lses};
   }
@@ -302,15 +302,13 @@ bool extents_fit(
   return extent_fits(extent_a, packed, length_a, total_a) && extent_fits(extent_b, packed, length_b, total_b);
 }
 
-// forward for calls that bring nothing but operands: a dozen arguments take longer to hand over than a pair to align.
+// For calls that bring operands alone: a dozen arguments take longer to hand over than a pair to align.
 std::tuple<Tensor, Tensor> plain_forward(Tensor f_a, Tensor f_b, Tensor a, Tensor b) {
-  const Rule<double> rule{1.0};
-  return forward(Call(f_a, f_b, a, b, std::nullopt, std::nullopt, std::nullopt, rule), std::nullopt, std::nullopt);
+  return forward(Call(f_a, f_b, a, b, {}, {}, {}, Rule<double>{1.0}), {}, {});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> plain_forward_with_lse(Tensor f_a, Tensor f_b, Tensor a, Tensor b) {
-  return forward_with_lse(
-      f_a, f_b, a, b, std::nullopt, std::nullopt, std::nullopt, 1.0, std::nullopt, 0, 0, std::nullopt);
+  return forward_with_lse(f_a, f_b, a, b, {}, {}, {}, 1.0, {}, 0, 0, {});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
@@ -339,12 +337,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
       const bool aligned = pa.count > 0 && pb.count > 0;
       if (aligned) {
         const std::size_t m = pa.count, n = pb.count;
-        Ahead ahead = sides.ahead(task.next, m * n / 7 + m + n, {of_beta, of_dbeta}, {of_alpha, of_dalpha});
+        Ahead ahead = sides.ahead(task.next, m * n / 7 + m + n, {of_dbeta}, {of_dalpha});
+        const bool whole = is_whole(pa.count, pb.count);
         align_backward<Element<S>, B>(
             pa.tokens(Use::both, Use::contract), pb.tokens(Use::both, Use::contract), share, call.rule_of<T>(task.pair),
-            part_of<const B>(bias, task.pair, pa.index, pb.index), pa.arrived(of_beta, of_dbeta, of_lse_a, of_dlse_a),
-            pb.arrived(of_alpha, of_dalpha, of_lse_b, of_dlse_b), to_fa.rows(), to_fb.rows(), to_a.rows(),
-            to_b.rows(), part_of<T>(dbias, task.pair, pa.index, pb.index), arena, ahead);
+            part_of<const B>(bias, task.pair, pa.index, pb.index),
+            pa.arrived(of_beta, of_dbeta, of_lse_a, of_dlse_a, whole),
+            pb.arrived(of_alpha, of_dalpha, of_lse_b, of_dlse_b, whole), to_fa.rows(), to_fb.rows(), to_a.rows(), to_b.rows(),
+            part_of<T>(dbias, task.pair, pa.index, pb.index), arena, ahead);
       }
       auto finish = [aligned](
                         const PairSide<S>& side, const Range& mine, bool is_first,
@@ -364,8 +364,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> plain_backward(
     Tensor dalpha) {
   using torch::stable::contiguous;
   return backward(
-      f_a, f_b, a, b, std::nullopt, std::nullopt, std::nullopt, 1.0, std::nullopt, 0, 0, std::nullopt, beta, alpha, lse_a,
-      lse_b, contiguous(dbeta), contiguous(dalpha), std::nullopt, std::nullopt, std::nullopt);
+      f_a, f_b, a, b, {}, {}, {}, 1.0, {}, 0, 0, {}, beta, alpha, lse_a, lse_b, contiguous(dbeta), contiguous(dalpha), {},
+      {}, {});
 }
 
 }  // namespace

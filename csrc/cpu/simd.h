@@ -21,9 +21,9 @@
 
 namespace coalign {
 
-// COALIGN_WIDE, with the processor's own wide instructions switched off: vectors of 64 bytes and pairs of bfloat16 put
+// EMULATED_WIDE_VECTORS, with the processor's own wide instructions switched off: vectors of 64 bytes and pairs of bfloat16 put
 // together from narrower ones, to test elsewhere what AVX-512 machines do.
-#if defined(__AVX512F__) || defined(COALIGN_WIDE)
+#if defined(__AVX512F__) || defined(EMULATED_WIDE_VECTORS)
 constexpr int kVectorBytes = 64;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
@@ -33,7 +33,7 @@ constexpr int kVectorBytes = 16;
 
 // Vectors side by side in a block of accumulators with kBlockRows rows: what 32 registers hold, or 16.
 constexpr int kBlockRows = 6;
-#if defined(__AVX512F__) || defined(COALIGN_WIDE) || defined(__aarch64__)
+#if defined(__AVX512F__) || defined(EMULATED_WIDE_VECTORS) || defined(__aarch64__)
 constexpr int kBlockColumns = 4;
 #else
 constexpr int kBlockColumns = 2;
@@ -105,7 +105,7 @@ inline void clear_streaming(void* from, std::size_t bytes) {
 // load costs as much as the multiplication it feeds.
 template <class T>
 ALWAYS_INLINE inline Vec<T> in_register(Vec<T> v) {
-#if defined(__x86_64__) && !defined(COALIGN_WIDE)
+#if defined(__x86_64__) && !defined(EMULATED_WIDE_VECTORS)
   asm("" : "+v"(v));
 #endif
   return v;
