@@ -123,11 +123,11 @@ class _SoftAlign(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
         outputs = Alignment(*saved[TENSORS:])
-        return gradient((*saved[:TENSORS], *ctx.rest), outputs, AlignmentGrads(*grads), ctx.needs_input_grad)
+        return gradient((*saved[:TENSORS], *ctx.rest), outputs, grads, ctx.needs_input_grad)
 
 
 def gradient(
-    operands: tuple[Any, ...], outputs: Alignment, grads: Any, needed: tuple[bool, ...]
+    operands: tuple[Any, ...], outputs: Alignment, grads: tuple[Tensor | None, ...], needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
     """What arrives for the outputs, None where nothing does, taken back to the operands of `flat`."""
     if all(g is None for g in grads):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, ops, transforms
-from .problem import PLAIN, Alignment, AlignmentGrads, Problem, Side
+from .problem import PLAIN, Alignment, Problem, Side
 
 _MOST = 4096  # of kinds of calls to remember
 
@@ -58,7 +58,7 @@ class _Plain(torch.autograd.Function):
         ctx.save_for_backward(*operands, *outputs)
         ctx.backend = backend
         ctx.set_materialize_grads(False)
-        return outputs[:2]  # type: ignore[no-any-return]
+        return outputs[0], outputs[1]
 
     @staticmethod
     def backward(ctx: Any, dbeta: Tensor | None, dalpha: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -68,6 +68,6 @@ class _Plain(torch.autograd.Function):
             return None, *ctx.backend.plain_backward(*saved, dbeta, dalpha)
         f_a, f_b, a, b, *outputs = saved
         side_a, side_b = Side(f_a, a, None, f_a.shape[-2]), Side(f_b, b, None, f_b.shape[-2])
-        operands, grads = ops.flat(side_a, side_b, None, PLAIN, None), AlignmentGrads(dbeta, dalpha, None, None)
+        operands, grads = ops.flat(side_a, side_b, None, PLAIN, None), (dbeta, dalpha, None, None)
         found = ops.gradient(operands, Alignment(*outputs), grads, (*ctx.needs_input_grad[1:], *(False,) * 11))
         return None, *found[:4]
