@@ -142,7 +142,7 @@ ALWAYS_INLINE inline Vec<T> load_part(const T* p, int n) {
 
 // The first n numbers of v, n < 2 HALF, by halves of halves: masked stores are slow without registers for masks.
 template <int HALF, class T, class V>
-ALWAYS_INLINE inline void store_halves(T* p, const V& v, int n) {
+ALWAYS_INLINE inline void store_halves(T* p, V v, int n) {
   typedef T Half __attribute__((vector_size(sizeof(T) * HALF)));
   Half part[2];
   std::memcpy(part, &v, sizeof(part));
