@@ -7,9 +7,10 @@ A backend is a module with four names:
     forward(a, b, bias, rule)               -> Alignment
     backward(a, b, bias, rule, saved, grads, bias_grad) -> OperandGrads
 
-It may have `extents_fit`, and what quick.py asks for. They stand in an order, fastest first; the first without a reason
-against it serves. The log-sum-exps mean the same in every backend, so one may serve the forward pass and another the
-backward pass. A backend that was asked for by name never falls back, and no exception is swallowed on the way.
+It may also have `extents_fit`, and what quick.py asks for. Backends stand in an order, fastest first; the first
+without a reason against it serves. The log-sum-exps mean the same in every backend, so one may serve the forward pass
+and another the backward pass. A backend that was asked for by name never falls back, and no exception is swallowed on
+the way.
 """
 
 from __future__ import annotations

@@ -132,7 +132,8 @@ class FrozenDecomposableAttention(nn.Module):
             if candidate == "native" and not self.table.is_cuda:
                 reasons = native.unsupported(self.table)
             else:
-                reasons = GPU_KERNELS[candidate].unsupported(self.table, _most_tokens(X)) or self._not_finite()
+                most = X.most_tokens if isinstance(X, PairBatch) else None
+                reasons = GPU_KERNELS[candidate].unsupported(self.table, most) or self._not_finite()
             if not reasons:
                 return candidate
             if name is not None:
@@ -149,7 +150,7 @@ class FrozenDecomposableAttention(nn.Module):
             (X.offsets_a.contiguous(), X.offsets_b.contiguous()),
             self.compare_weight,
             self.compare_bias,
-            _most_tokens(X) or 0,
+            X.most_tokens,
         )
         return self._classified(found)
 
@@ -286,13 +287,6 @@ class FrozenDecomposableAttention(nn.Module):
         return self.__dict__ | {"_kept": (None, None)}
 
 
-def _most_tokens(X: tuple[Tensor, Tensor] | PairBatch) -> int | None:
-    """Of the pair that has most, both sides together; None of padded pairs."""
-    if not isinstance(X, PairBatch):
-        return None
-    return int((X.lengths_a + X.lengths_b).max()) if len(X) else 0
-
-
 def check_extents(status: int, ids_a: Tensor, ids_b: Tensor) -> None:
     """Raise what the kernel has found in lengths or offsets."""
     if status == native.BAD_EXTENTS:
@@ -325,12 +319,17 @@ def word_table(x: Tensor, f: FeedForward, first: nn.Linear) -> Tensor:
     table[:, :h] = f(x)
     halves = first.weight.reshape(h, 2, width).transpose(0, 1).reshape(2 * h, width)
     bias = torch.cat([first.bias, torch.zeros_like(first.bias)])
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        # PyTorch's product takes a hundred times as long as in float32 on processors without instructions for it
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not _multiplies_bfloat16():
+        # there PyTorch's product takes a hundred times as long as in float32
         table[:, h:] = torch.addmm(bias.float(), x.float(), halves.T.float())
     else:
         torch.addmm(bias, x, halves.T, out=table[:, h:])
     return table
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether PyTorch has a library for products in bfloat16, and the processor instructions for it."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _vocabulary_table(model: DecomposableAttention, dtype: torch.dtype) -> Tensor:

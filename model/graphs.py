@@ -83,8 +83,7 @@ def longest_pair(batch: PairBatch) -> int:
     Which of a frozen model's kernels are launched follows from it: a graph of launches for shorter pairs would leave
     a longer pair's scores unwritten.
     """
-    most = int((batch.lengths_a + batch.lengths_b).max()) if len(batch) else 0
-    return 1 << max(0, most - 1).bit_length()
+    return 1 << max(0, batch.most_tokens - 1).bit_length()
 
 
 def _round_up(n: int) -> int:

@@ -120,6 +120,11 @@ class PairBatch:
         return self.offsets_a.shape[0] - 1
 
     @property
+    def most_tokens(self) -> int:
+        """Of the pair that has most, both sides together; lengths are on the CPU, so nothing is waited for."""
+        return int((self.lengths_a + self.lengths_b).max()) if len(self) else 0
+
+    @property
     def device(self) -> torch.device:
         return self.ids_a.device
 

@@ -6,7 +6,8 @@
 // e is made block by block, 64 x 64 at most, and each block serves both directions: three products forward, seven
 // backward, where two one-directional passes need four and ten. A pair of up to 64 x 64 tokens is a single block.
 // Longer ones keep a running softmax for the rows *and* for the columns, whose weighted sums are rescaled when
-// their maximum rises. Both softmaxes share their exponentials where that loses nothing (softmax.h). The rows are lists of pointers to tokens, so padding, wherever it lies, costs nothing.
+// their maximum rises. Both softmaxes share their exponentials where that loses nothing (softmax.h). The rows are lists
+// of pointers to tokens, so padding, wherever it lies, costs nothing.
 //
 // One thread does a whole pair. Where there are fewer pairs than threads, a long pair is shared out: some do blocks
 // of rows and what is summed along them, the others columns, and both make e. A row or column is summed in the same
@@ -129,7 +130,8 @@ class Workshop {
     transpose(y.rows + at.j, kBlock, width, turned_, kBlock);
     for (int i = 0; i < at.rows; ++i) made_rows_[i] = out + i * ld_;
     std::fill_n(gains_, at.rows, scale);
-    combine(x.rows + at.i, 1, turned_rows_, width, kBlock, made_rows_, at.rows, Fold<T>{false, nullptr, gains_}, ahead_);
+    const Fold<T> scaled{false, nullptr, gains_};
+    combine(x.rows + at.i, 1, turned_rows_, width, kBlock, made_rows_, at.rows, scaled, ahead_);
   }
 
   // out[i] (+)= sum over j of p[i][j] y[j], the rows of the block.
@@ -258,9 +260,10 @@ void align_forward(
   if (share.columns) finish(share.b, state_b, alpha, a.x.width, lse_b);
 }
 
-// What arrived for a side's outputs: dout, as wide as the other side's x; delta_i = <dout_i, out_i> - dlse_i, but -dlse_i
-// alone where the pair is a single block, for <dout_i, out_i> is the sum over j of P_ij <dout_i, x_j> too; the side's LSEs, +inf where there was nothing to align with (e - lse is -inf then, and the weight 0). Both have room
-// for whole blocks.
+// What arrived for a side's outputs: dout, as wide as the other side's x; delta_i = <dout_i, out_i> - dlse_i, but
+// -dlse_i alone where the pair is a single block, for <dout_i, out_i> is the sum over j of P_ij <dout_i, x_j> too; the
+// side's LSEs, +inf where there was nothing to align with (e - lse is -inf then, and the weight 0). Both have room for
+// whole blocks.
 template <class E>
 struct Arrived {
   Operand<E> dout;
@@ -351,7 +354,9 @@ void align_backward(
           store(dp + k, row * (load(dp + k) - delta_a[i]) + column * (load(dq + k) - load(delta_b + j)));
         };
         if (whole) {
-          for (int k = i * shop.ld(), j = 0; j < at.padded; j += W, k += W) differentiate(k, j, load(p + k), load(q + k));
+          for (int k = i * shop.ld(), j = 0; j < at.padded; j += W, k += W) {
+            differentiate(k, j, load(p + k), load(q + k));
+          }
         } else {
           weigh(i, differentiate);
         }

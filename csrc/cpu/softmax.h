@@ -133,11 +133,10 @@ bool shared_weights(
     }
   };
 
-  Vec<T> high = fill(kNothing<T>), low = -high;
+  Vec<T> high = fill(kNothing<T>), depth = high;  // of maxima, the highest, and the lowest with its sign turned
   auto consider = [&](Vec<T> found) ALWAYS_INLINE {
-    const Vec<T> least = found == kNothing<T> ? -found : found;
     high = max<T>(high, found);
-    low = -max<T>(-low, -least);
+    depth = max<T>(depth, found == kNothing<T> ? found : -found);
   };
   sweep(
       kNothing<T>,
@@ -151,7 +150,7 @@ bool shared_weights(
       [&](int i) ALWAYS_INLINE { consider(most[i / W] = maxima<T>(along)); });
   for (int j = 0; j < columns; j += W) consider(across[j / W]);
   const T top = highest<T>(high), g = top == kNothing<T> ? T(0) : top;
-  if (!(top + highest<T>(-low) <= kNear<T>)) return false;  // NaN too
+  if (!(top + highest<T>(depth) <= kNear<T>)) return false;  // NaN too
   Vec<T> most_across[ROOM / W];
   std::copy_n(across, columns / W, most_across);
 

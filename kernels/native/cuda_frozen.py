@@ -39,24 +39,15 @@ def sums(
     weight: Tensor,
     bias: Tensor,
     most: int,
+    machine: cuda.Machine | None = None,
 ) -> Tensor:
     """V_a and V_b side by side, (pairs, 2 h) float32; NaN for pairs with a word outside the table.
 
     table: (words, 3 h), weight: (h, h), of g's second layer, bias: (h,) float32; ids: (total,), offsets: (pairs + 1,)
-    int32, for each side; all contiguous. most: the most tokens that a pair has, both sides together.
+    int32, for each side; all contiguous. most: the most tokens that a pair has, both sides together. machine: what to
+    run on; None: what the table is on.
     """
-    return sums_on(cuda.machine(table), table, ids, offsets, weight, bias, most)
-
-
-def sums_on(
-    machine: cuda.Machine,
-    table: Tensor,
-    ids: tuple[Tensor, Tensor],
-    offsets: tuple[Tensor, Tensor],
-    weight: Tensor,
-    bias: Tensor,
-    most: int,
-) -> Tensor:
+    machine = machine or cuda.machine(table)
     found: Tensor = torch.ops.coalign_cuda.frozen_sums.default(
         *(table, *ids, *offsets, weight, bias, most, owned(offsets[0].shape[0] - 1)),
         *(int(machine.tensor_cores), machine.shared, machine.stream),

@@ -95,7 +95,7 @@ def _frozen_unsupported(table: Tensor, most: int | None) -> list[str]:
 
 def _frozen_sums(table: Tensor, *rest: Any) -> Tensor:
     library()
-    return cuda_frozen.sums_on(_device.machine(table), table, *rest)
+    return cuda_frozen.sums(table, *rest, machine=_device.machine(table))
 
 
 frozen = SimpleNamespace(unsupported=_frozen_unsupported, sums=_frozen_sums)
