@@ -273,13 +273,10 @@ struct Arrived {
 
 namespace detail {
 
-// Whether all these log-sum-exps lie near one another, and what exponentials of all may be taken against then.
+// Whether all these log-sum-exps are modest: exponentials need nothing subtracted then.
 template <class T>
-std::pair<bool, T> level(const T* lse_a, int rows, const T* lse_b, int columns) {
-  const auto [low_a, high_a] = std::minmax_element(lse_a, lse_a + rows);
-  const auto [low_b, high_b] = std::minmax_element(lse_b, lse_b + columns);
-  const T low = std::min(*low_a, *low_b), high = std::max(*high_a, *high_b);
-  return {high - low <= kNear<T>, (low + high) / 2};
+bool modest(const T* lse, int count) {
+  return std::all_of(lse, lse + count, [](T x) { return -kModest<T> <= x && x <= kModest<T>; });
 }
 
 }  // namespace detail
@@ -300,7 +297,7 @@ void align_backward(
   T* dq = shop.room();
   T* passes = rule.clamp < -kNothing<T> ? shop.room() : nullptr;
   const bool whole = is_whole(a.count, b.count);
-  T worth[kBlock], delta_a[kBlock], delta_b[kBlock];  // of a block: exp(g - lse) of columns, deltas of both sides
+  T worth[kBlock], delta_a[kBlock], delta_b[kBlock];  // of a block: exp(-lse) of columns, deltas of both sides
 
   for (int j0 = share.b.begin; j0 < share.b.end; j0 += kBlock) {
     for (int i0 = share.a.begin; i0 < share.a.end; i0 += kBlock) {
@@ -310,11 +307,11 @@ void align_backward(
       shop.product(a.x, to_b.dout, at, T(1), dq);
       drop(dp, shop.ld(), at, rule.p, bias.index_a, bias.index_b);
       drop(dq, shop.ld(), at, rule.q, bias.index_a, bias.index_b);
-      const auto [together, g] = level(to_a.lse + i0, at.rows, to_b.lse + j0, at.columns);
-      for (int j = 0; together && j < at.padded; j += W) store(worth + j, exp<T>(g - load(to_b.lse + j0 + j)));
+      const bool shared = modest(to_a.lse + i0, at.rows) && modest(to_b.lse + j0, at.columns);
+      for (int j = 0; shared && j < at.padded; j += W) store(worth + j, exp<T>(-load(to_b.lse + j0 + j)));
       // row i of P and Q, in place of e; use(k, j, lanes of P, of Q): those at k, of columns from j
       auto weigh = [&](int i, auto&& use) ALWAYS_INLINE {
-        const T lse = to_a.lse[i0 + i], own = together ? exp<T>(fill(g - lse))[0] : T(0);
+        const T lse = to_a.lse[i0 + i], own = shared ? exp<T>(fill(-lse))[0] : T(0);
         auto each = [&](auto&& weights) ALWAYS_INLINE {
           for (int k = i * shop.ld(), j = 0; j < at.padded; j += W, k += W) {
             const auto [row, column] = weights(load(p + k), j);
@@ -323,9 +320,9 @@ void align_backward(
             use(k, j, row, column);
           }
         };
-        if (together) {
+        if (shared) {
           each([&](Vec<T> e, int j) ALWAYS_INLINE {
-            const Vec<T> weight = exp<T>(e - g);
+            const Vec<T> weight = exp<T>(e);
             return std::pair(weight * own, weight * load(worth + j));
           });
         } else {

@@ -5,8 +5,8 @@
 // what was summed before is worth less, by the factor `fade`. What is summed with a block's weights is worth `gain`;
 // with `whole` the block is all there is, and the gain divides by the sum at once.
 //
-// Where the maxima of all rows and columns lie close together, one exponential serves both softmaxes:
-// exp(e - g), with the block's maximum g for everyone's reference.
+// Where the maxima of all rows and columns are modest, one exponential serves both softmaxes: exp(e), with 0 for
+// everyone's reference, so that a row's bits do not depend on what other rows hold.
 #pragma once
 
 #include <algorithm>
@@ -18,10 +18,10 @@ namespace coalign {
 template <class T>
 constexpr T kNothing = -std::numeric_limits<T>::infinity();
 
-// How far apart maxima, or log-sum-exps, may lie that share an exponential. What matters of a row is then 2 kNear below
-// the reference at most, and e - g is rounded no worse than e was where it was computed.
+// How large maxima, or log-sum-exps, may be, on either side of 0, that share exponentials: sums of exp(40) are far from
+// overflow, and what is lost below exp(-87) is less than exp(-47) of its row.
 template <class T>
-constexpr T kNear = 16;
+constexpr T kModest = 40;
 
 // State of so many rows or columns as a side has tokens; each array has room for whole vectors.
 template <class T>
@@ -46,14 +46,14 @@ struct Running {
     store(gain + i, whole ? (now == T(0) ? Vec<T>{} : worth / now) : worth);
   }
 
-  // The same for weights that were exponentiated against g. most: the block's maxima.
-  ALWAYS_INLINE void add_shared(int i, Vec<T> sum, Vec<T> most, T g, bool whole) const {
+  // The same for weights that were exponentiated as they are. most: the block's maxima.
+  ALWAYS_INLINE void add_shared(int i, Vec<T> sum, Vec<T> most, bool whole) const {
     if (whole) {
-      store(peak + i, fill(g));
+      store(peak + i, Vec<T>{});
       store(total + i, sum);
       store(gain + i, sum == T(0) ? Vec<T>{} : T(1) / sum);
     } else {
-      const Vec<T> shift = raise(i, most == kNothing<T> ? most : fill(g)), beyond = g - shift;
+      const Vec<T> shift = raise(i, most == kNothing<T> ? most : Vec<T>{}), beyond = -shift;
       add(i, sum, exp<T>(beyond > T(0) ? Vec<T>{} : beyond), false);  // beyond it where there is nothing in the row
     }
   }
@@ -104,8 +104,8 @@ void column_weights(const T* e, int rows, int columns, int ld, T* p, const Runni
   }
 }
 
-// Weights of both softmaxes of a block, ROOM x ROOM at most, as one: e becomes exp(e - g). False, and nothing done,
-// where the maxima lie too far apart. e has room for whole vectors of rows. in_rows, in_columns: whose state to keep;
+// Weights of both softmaxes of a block, ROOM x ROOM at most, as one: e becomes exp(e). False, and nothing done, where
+// the maxima are not modest. e has room for whole vectors of rows. in_rows, in_columns: whose state to keep;
 // the weights do not depend on it.
 template <int ROOM, class T>
 bool shared_weights(
@@ -149,8 +149,7 @@ bool shared_weights(
       },
       [&](int i) ALWAYS_INLINE { consider(most[i / W] = maxima<T>(along)); });
   for (int j = 0; j < columns; j += W) consider(across[j / W]);
-  const T top = highest<T>(high), g = top == kNothing<T> ? T(0) : top;
-  if (!(top + highest<T>(depth) <= kNear<T>)) return false;  // NaN too
+  if (!(highest<T>(high) <= kModest<T> && highest<T>(depth) <= kModest<T>)) return false;  // NaN too
   Vec<T> most_across[ROOM / W];
   std::copy_n(across, columns / W, most_across);
 
@@ -158,17 +157,17 @@ bool shared_weights(
       T(0),
       [&](T* at, Vec<T>* mine, Vec<T>& column) ALWAYS_INLINE {
         unroll<STEP>([&](auto k) ALWAYS_INLINE {
-          const Vec<T> v = exp<T>(load(at + k * ld) - g);
+          const Vec<T> v = exp<T>(load(at + k * ld));
           store(at + k * ld, v);
           mine[k] += v;
           column += v;
         });
       },
       [&](int i) ALWAYS_INLINE {
-        if (keep_rows) in_rows.add_shared(i, sums<T>(along), most[i / W], g, whole);
+        if (keep_rows) in_rows.add_shared(i, sums<T>(along), most[i / W], whole);
       });
   for (int j = 0; keep_columns && j < columns; j += W) {
-    in_columns.add_shared(j, across[j / W], most_across[j / W], g, whole);
+    in_columns.add_shared(j, across[j / W], most_across[j / W], whole);
   }
   return true;
 }
