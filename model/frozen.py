@@ -115,8 +115,9 @@ class FrozenDecomposableAttention(nn.Module):
         if isinstance(X, PairBatch) and (masks is not None or lengths is not None):
             raise ValueError("a PairBatch knows its lengths and has no padding: give it no masks or lengths")
         with torch.no_grad():
-            backend = self._backend(X) if unobserved((self.table,)) else "reference"
-            if backend == "native" and not self.table.is_cuda:
+            table = self.table  # a module looks for its buffers in three dictionaries
+            backend = self._backend(X) if unobserved((table,)) else "reference"
+            if backend == "native" and not table.is_cuda:
                 return self._native(X, masks, lengths)
             if backend != "reference":
                 assert isinstance(X, PairBatch)
@@ -125,15 +126,19 @@ class FrozenDecomposableAttention(nn.Module):
 
     def _backend(self, X: tuple[Tensor, Tensor] | PairBatch) -> str:
         """Which backend serves such a call."""
-        name = requested(self.backend)
-        for candidate in ("triton", "native") if name is None else (name,):
+        name, table = requested(self.backend), self.table
+        if name is not None:
+            candidates: tuple[str, ...] = (name,)
+        else:
+            candidates = tuple(GPU_KERNELS) if table.is_cuda else ("native",)
+        for candidate in candidates:
             if candidate not in GPU_KERNELS:
                 return "reference"
-            if candidate == "native" and not self.table.is_cuda:
-                reasons = native.unsupported(self.table)
+            if candidate == "native" and not table.is_cuda:
+                reasons = native.unsupported(table)
             else:
                 most = X.most_tokens if isinstance(X, PairBatch) else None
-                reasons = GPU_KERNELS[candidate].unsupported(self.table, most) or self._not_finite()
+                reasons = GPU_KERNELS[candidate].unsupported(table, most) or self._not_finite()
             if not reasons:
                 return candidate
             if name is not None:
@@ -143,7 +148,7 @@ class FrozenDecomposableAttention(nn.Module):
     def _on_gpu(self, X: PairBatch, kernel: ModuleType) -> Tensor:
         for name, ids in (("premises", X.ids_a), ("hypotheses", X.ids_b)):
             check_ids(name, ids, self.table.shape[0], ndim=1)
-            self._check_device(name, ids)
+            _check_device(name, ids, self.table)
         found = kernel.sums(
             self.table,
             (X.ids_a.contiguous(), X.ids_b.contiguous()),
@@ -154,12 +159,9 @@ class FrozenDecomposableAttention(nn.Module):
         )
         return self._classified(found)
 
-    def _check_device(self, name: str, t: Tensor) -> None:
-        if t.device != self.table.device:
-            raise ValueError(f"{name} must be on {self.table.device}, like the model, not on {t.device}")
-
     def _native(self, X: tuple[Tensor, Tensor] | PairBatch, masks: Pair | None, lengths: Pair | None) -> Tensor:
-        words = self.table.shape[0]
+        table = self.table
+        words = table.shape[0]
         extent_a: Tensor | None
         extent_b: Tensor | None
         if isinstance(X, PairBatch):
@@ -171,9 +173,9 @@ class FrozenDecomposableAttention(nn.Module):
             extent_a, extent_b = _extent("a", ids_a, given), _extent("b", ids_b, given)
         for name, t in zip(_INPUTS, (ids_a, ids_b, extent_a, extent_b), strict=True):
             if t is not None:
-                self._check_device(name, t)
+                _check_device(name, t, table)
         found, status = native.scores(
-            self.table,
+            table,
             ids_a.contiguous(),
             ids_b.contiguous(),
             extent_a,
@@ -210,7 +212,8 @@ class FrozenDecomposableAttention(nn.Module):
 
     def _derived(self, derive: Callable[[], Any]) -> Any:
         """What a backend derives from the buffers, anew where one has changed since."""
-        state = [derive.__qualname__, *((id(t), 0 if t.is_inference() else t._version) for t in self.buffers())]
+        buffers = self._buffers.values()  # the module's own walk over them takes 10 µs
+        state = [derive.__qualname__, *[(id(t), 0 if t.is_inference() else t._version) for t in buffers]]
         if self._kept[0] != state:
             self._kept = state, derive()
         return self._kept[1]
@@ -285,6 +288,11 @@ class FrozenDecomposableAttention(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kept": (None, None)}
+
+
+def _check_device(name: str, t: Tensor, table: Tensor) -> None:
+    if t.device != table.device:
+        raise ValueError(f"{name} must be on {table.device}, like the model, not on {t.device}")
 
 
 def check_extents(status: int, ids_a: Tensor, ids_b: Tensor) -> None:

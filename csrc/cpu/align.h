@@ -71,6 +71,17 @@ struct Block {
 // Whether a pair is a single block.
 inline bool is_whole(int count_a, int count_b) { return count_a <= kBlock && count_b <= kBlock; }
 
+// How often the passes call ahead.step() for a pair that is a single block.
+template <class E>
+int forward_steps(int m, int n, int width_a, int width_b) {
+  return dots_steps<E>(m, n) + combine_steps<E>(m, width_b) + combine_steps<E>(n, width_a);
+}
+template <class E>
+int backward_steps(int m, int n, int width_f, int width_a, int width_b) {
+  return 3 * dots_steps<E>(m, n) + combine_steps<E>(m, width_f) + combine_steps<E>(n, width_f) + combine_steps<E>(m, width_a) +
+         combine_steps<E>(n, width_b);
+}
+
 namespace detail {
 
 template <class T>
@@ -93,28 +104,41 @@ void drop(T* weights, int ld, const Block& at, const Kept& kept, const int* inde
   }
 }
 
+// A block of an operand's rows, turned: kept for as long as blocks of e have the same columns.
+template <class E>
+struct Turned {
+  const Operand<E>& of;
+  E* room;
+  const E** rows;
+  int at = -1;  // where the block starts that is in it
+};
+
 // Room for products of a block of e, and its numbers as weights of `combine`.
 template <class E>
 class Workshop {
  public:
   using T = Sum<E>;
 
-  Workshop(int count_a, int count_b, int widest, Arena& arena, Ahead& ahead)
+  Workshop(int count_a, int count_b, Arena& arena, Ahead& ahead)
       : ld_(round_up(std::min(count_b, kBlock), lanes<T> * kPer<E>)),
         transposes_(count_a >= kBlock / 2 && count_b >= kBlock),
-        turned_(transposes_ ? arena.take<E>(widest * kBlock) : nullptr),
-        turned_rows_(transposes_ ? arena.take<const E*>(widest) : nullptr),
         made_rows_(arena.take<T*>(kBlock)),
         gains_(arena.take<T>(kBlock)),
         weights_(kPer<E> == 1 ? nullptr : arena.take<E>(kBlock / kPer<E> * ld_)),
         rows_(arena.take<const E*>(kBlock)),
         arena_(arena),
-        ahead_(ahead) {
-    for (int k = 0; transposes_ && k < widest; ++k) turned_rows_[k] = turned_ + k * kBlock;
-  }
+        ahead_(ahead) {}
 
   int ld() const { return ld_; }
   T* room() const { return arena_.take<T>(kBlock * ld_); }
+
+  Turned<E> turned(const Operand<E>& y) const {
+    if (!transposes_) return {y, nullptr, nullptr};
+    const int width = y.elements();
+    const Turned<E> made{y, arena_.take<E>(width * kBlock), arena_.take<const E*>(width)};
+    for (int k = 0; k < width; ++k) made.rows[k] = made.room + k * kBlock;
+    return made;
+  }
 
   Block block(int i, int count_a, int j, int count_b) const {
     const int columns = std::min(kBlock, count_b - j);
@@ -122,16 +146,17 @@ class Workshop {
   }
 
   // out = scale x yᵀ. The sums along rows that `dots` needs cost more than turning y where y fills whole vectors.
-  void product(const Operand<E>& x, const Operand<E>& y, const Block& at, T scale, T* out) const {
+  void product(const Operand<E>& x, Turned<E>& y, const Block& at, T scale, T* out) const {
     const int width = x.elements();
     if (!transposes_ || at.columns != kBlock || at.rows < kBlock / 2) {
-      return dots(x.rows + at.i, at.rows, y.rows + at.j, at.columns, width, scale, out, ld_, ahead_);
+      return dots(x.rows + at.i, at.rows, y.of.rows + at.j, at.columns, width, scale, out, ld_, ahead_);
     }
-    transpose(y.rows + at.j, kBlock, width, turned_, kBlock);
+    if (y.at != at.j) transpose(y.of.rows + at.j, kBlock, width, y.room, kBlock);
+    y.at = at.j;
     for (int i = 0; i < at.rows; ++i) made_rows_[i] = out + i * ld_;
     std::fill_n(gains_, at.rows, scale);
     const Fold<T> scaled{false, nullptr, gains_};
-    combine(x.rows + at.i, 1, turned_rows_, width, kBlock, made_rows_, at.rows, scaled, ahead_);
+    combine(x.rows + at.i, 1, y.rows, width, kBlock, made_rows_, at.rows, scaled, ahead_);
   }
 
   // out[i] (+)= sum over j of p[i][j] y[j], the rows of the block.
@@ -177,8 +202,6 @@ class Workshop {
 
   int ld_;
   bool transposes_;
-  E* turned_;
-  const E** turned_rows_;
   T** made_rows_;
   T* gains_;
   E* weights_;
@@ -187,13 +210,13 @@ class Workshop {
   Ahead& ahead_;
 };
 
-// A block of e, its columns padded to whole vectors with -inf. passes: null, or room for 1 where the clamp lets a
+// A block of e, its columns padded to whole vectors with -inf. f_b: of side b. passes: null, or room for 1 where the clamp lets a
 // gradient through and 0 where not.
 template <class E, class T, class B>
 void scores(
-    const Workshop<E>& shop, const Tokens<E>& a, const Tokens<E>& b, const Block& at, const Rule<T>& rule,
+    const Workshop<E>& shop, const Tokens<E>& a, Turned<E>& f_b, const Block& at, const Rule<T>& rule,
     const Bias<const B>& bias, T* e, T* passes = nullptr) {
-  shop.product(a.f, b.f, at, rule.scale, e);
+  shop.product(a.f, f_b, at, rule.scale, e);
   if (rule.clamp < -kNothing<T>) clip(e, at.rows * shop.ld(), rule.clamp, passes);
   for (int i = 0; i < at.rows; ++i, e += shop.ld()) {
     if (bias.data != nullptr) {
@@ -221,7 +244,8 @@ void align_forward(
     const Tokens<E>& a, const Tokens<E>& b, const Share& share, const Rule<T>& rule, const Bias<const B>& bias, T* const* beta,
     T* const* alpha, T* lse_a, T* lse_b, Arena& arena, Ahead& ahead) {
   using namespace detail;
-  const Workshop<E> shop(a.count, b.count, a.f.elements(), arena, ahead);
+  const Workshop<E> shop(a.count, b.count, arena, ahead);
+  Turned<E> f_b = shop.turned(b.f);
   const Running<T> state_a = start_running<T>(a.count, arena), state_b = start_running<T>(b.count, arena);
   const bool whole = is_whole(a.count, b.count);
   T* e = shop.room();
@@ -231,7 +255,7 @@ void align_forward(
   for (int j = share.b.begin; j < share.b.end; j += kBlock) {
     for (int i = share.a.begin; i < share.a.end; i += kBlock) {
       const Block at = shop.block(i, a.count, j, b.count);
-      scores(shop, a, b, at, rule, bias, e);
+      scores(shop, a, f_b, at, rule, bias, e);
       const Running<T> in_rows = state_a.from(i), in_columns = state_b.from(j);
       const bool shared = !drops && shared_weights<kBlock>(
           e, at.rows, at.padded, shop.ld(), in_rows, in_columns, share.rows, share.columns, whole);
@@ -289,8 +313,8 @@ void align_backward(
     const Bias<T>& dbias, Arena& arena, Ahead& ahead) {
   using namespace detail;
   constexpr int W = lanes<T>;
-  const int widest = std::max({a.f.elements(), a.x.elements(), b.x.elements()});
-  const Workshop<E> shop(a.count, b.count, widest, arena, ahead);
+  const Workshop<E> shop(a.count, b.count, arena, ahead);
+  Turned<E> f_b = shop.turned(b.f), x_b = shop.turned(b.x), dout_b = shop.turned(to_b.dout);
   T* p = shop.room();
   T* q = shop.room();
   T* dp = shop.room();
@@ -302,9 +326,9 @@ void align_backward(
   for (int j0 = share.b.begin; j0 < share.b.end; j0 += kBlock) {
     for (int i0 = share.a.begin; i0 < share.a.end; i0 += kBlock) {
       const Block at = shop.block(i0, a.count, j0, b.count);
-      scores(shop, a, b, at, rule, bias, p, passes);
-      shop.product(to_a.dout, b.x, at, T(1), dp);
-      shop.product(a.x, to_b.dout, at, T(1), dq);
+      scores(shop, a, f_b, at, rule, bias, p, passes);
+      shop.product(to_a.dout, x_b, at, T(1), dp);
+      shop.product(a.x, dout_b, at, T(1), dq);
       drop(dp, shop.ld(), at, rule.p, bias.index_a, bias.index_b);
       drop(dq, shop.ld(), at, rule.q, bias.index_a, bias.index_b);
       const bool shared = modest(to_a.lse + i0, at.rows) && modest(to_b.lse + j0, at.columns);

@@ -258,8 +258,7 @@ void forward_pairs(
     const Share share = task.share(a.count, b.count);
     const bool aligned = a.count > 0 && b.count > 0;
     if (aligned) {
-      const std::size_t m = a.count, n = b.count;
-      Ahead ahead = sides.ahead(task.next, m * n / 20 + (m + n) / 3);
+      Ahead ahead = sides.ahead(task.next, forward_steps<Element<S>>(a.count, b.count, sides.a.x.width, sides.b.x.width));
       align_forward<Element<S>, B>(
           a.tokens(Use::contract, Use::sum), b.tokens(Use::contract, Use::sum), share, call.rule_of<T>(task.pair),
           part_of<const B>(call.bias, task.pair, a.index, b.index), to_beta.rows(), to_alpha.rows(), found_a, found_b,
@@ -336,8 +335,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
       const Share share = task.share(pa.count, pb.count);
       const bool aligned = pa.count > 0 && pb.count > 0;
       if (aligned) {
-        const std::size_t m = pa.count, n = pb.count;
-        Ahead ahead = sides.ahead(task.next, m * n / 7 + m + n, {of_dbeta}, {of_dalpha});
+        const int steps = backward_steps<Element<S>>(pa.count, pb.count, sides.a.f.width, sides.a.x.width, sides.b.x.width);
+        Ahead ahead = sides.ahead(task.next, steps, {of_dbeta}, {of_dalpha});
         const bool whole = is_whole(pa.count, pb.count);
         align_backward<Element<S>, B>(
             pa.tokens(Use::both, Use::contract), pb.tokens(Use::both, Use::contract), share, call.rule_of<T>(task.pair),

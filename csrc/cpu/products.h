@@ -109,6 +109,17 @@ inline void with_constant(int n, F&& f) {
 
 }  // namespace detail
 
+// How often `dots` and `combine` call ahead.step().
+template <class E>
+int dots_steps(int rows, int columns) {
+  return (rows + 3) / 4 * ((columns + kBlockColumns - 1) / kBlockColumns);
+}
+template <class E>
+int combine_steps(int rows, int width) {
+  constexpr int STEP = kBlockColumns * lanes<E>;
+  return (rows + kBlockRows - 1) / kBlockRows * ((width + STEP - 1) / STEP);
+}
+
 // out[i * ld + j] = scale * <x[i], y[j]>, i < rows, j < columns, over so wide rows.
 template <class E>
 void dots(
