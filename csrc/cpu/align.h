@@ -1,4 +1,4 @@
-// Soft alignment of one pair on one thread, forward and backward.
+// Soft alignment of one pair on one thread; its gradient is align_backward.h's.
 //
 //   e = clip(scale f_a f_bᵀ) + bias        P, Q: softmax of its rows, of its columns, with dropout where asked for
 //   β = P b, α = Qᵀ a                      lse_a, lse_b
@@ -13,7 +13,7 @@
 // of rows and what is summed along them, the others columns, and both make e. A row or column is summed in the same
 // order either way, so that the bits do not depend on how many threads there are.
 //
-// Forward: 2 m n (h + d_a + d_b) operations and 2 m n exponentials. Backward: 2 m n (3 h + 2 d_a + 2 d_b).
+// 2 m n (h + d_a + d_b) operations and m n exponentials, or 2 m n.
 #pragma once
 
 #include "arena.h"
@@ -282,125 +282,6 @@ void align_forward(
   };
   if (share.rows) finish(share.a, state_a, beta, b.x.width, lse_a);
   if (share.columns) finish(share.b, state_b, alpha, a.x.width, lse_b);
-}
-
-// What arrived for a side's outputs: dout, as wide as the other side's x; delta_i = <dout_i, out_i> - dlse_i, but
-// -dlse_i alone where the pair is a single block, for <dout_i, out_i> is the sum over j of P_ij <dout_i, x_j> too; the
-// side's LSEs, +inf where there was nothing to align with (e - lse is -inf then, and the weight 0). Both have room for
-// whole blocks.
-template <class E>
-struct Arrived {
-  Operand<E> dout;
-  const Sum<E>* delta;
-  const Sum<E>* lse;
-};
-
-namespace detail {
-
-// Whether all these log-sum-exps are modest: exponentials need nothing subtracted then.
-template <class T>
-bool modest(const T* lse, int count) {
-  return std::all_of(lse, lse + count, [](T x) { return -kModest<T> <= x && x <= kModest<T>; });
-}
-
-}  // namespace detail
-
-// df, dx: rows to write on either side, one a token. dbias: null, or the pair's, of which only tokens are written.
-template <class E, class B, class T = Sum<E>>
-void align_backward(
-    const Tokens<E>& a, const Tokens<E>& b, const Share& share, const Rule<T>& rule, const Bias<const B>& bias,
-    const Arrived<E>& to_a, const Arrived<E>& to_b, T* const* df_a, T* const* df_b, T* const* dx_a, T* const* dx_b,
-    const Bias<T>& dbias, Arena& arena, Ahead& ahead) {
-  using namespace detail;
-  constexpr int W = lanes<T>;
-  const Workshop<E> shop(a.count, b.count, arena, ahead);
-  Turned<E> f_b = shop.turned(b.f), x_b = shop.turned(b.x), dout_b = shop.turned(to_b.dout);
-  T* p = shop.room();
-  T* q = shop.room();
-  T* dp = shop.room();
-  T* dq = shop.room();
-  T* passes = rule.clamp < -kNothing<T> ? shop.room() : nullptr;
-  const bool whole = is_whole(a.count, b.count);
-  T worth[kBlock], delta_a[kBlock], delta_b[kBlock];  // of a block: exp(-lse) of columns, deltas of both sides
-
-  for (int j0 = share.b.begin; j0 < share.b.end; j0 += kBlock) {
-    for (int i0 = share.a.begin; i0 < share.a.end; i0 += kBlock) {
-      const Block at = shop.block(i0, a.count, j0, b.count);
-      scores(shop, a, f_b, at, rule, bias, p, passes);
-      shop.product(to_a.dout, x_b, at, T(1), dp);
-      shop.product(a.x, dout_b, at, T(1), dq);
-      drop(dp, shop.ld(), at, rule.p, bias.index_a, bias.index_b);
-      drop(dq, shop.ld(), at, rule.q, bias.index_a, bias.index_b);
-      const bool shared = modest(to_a.lse + i0, at.rows) && modest(to_b.lse + j0, at.columns);
-      for (int j = 0; shared && j < at.padded; j += W) store(worth + j, exp<T>(-load(to_b.lse + j0 + j)));
-      // row i of P and Q, in place of e; use(k, j, lanes of P, of Q): those at k, of columns from j
-      auto weigh = [&](int i, auto&& use) ALWAYS_INLINE {
-        const T lse = to_a.lse[i0 + i], own = shared ? exp<T>(fill(-lse))[0] : T(0);
-        auto each = [&](auto&& weights) ALWAYS_INLINE {
-          for (int k = i * shop.ld(), j = 0; j < at.padded; j += W, k += W) {
-            const auto [row, column] = weights(load(p + k), j);
-            store(p + k, row);
-            store(q + k, column);
-            use(k, j, row, column);
-          }
-        };
-        if (shared) {
-          each([&](Vec<T> e, int j) ALWAYS_INLINE {
-            const Vec<T> weight = exp<T>(e);
-            return std::pair(weight * own, weight * load(worth + j));
-          });
-        } else {
-          each([&](Vec<T> e, int j) ALWAYS_INLINE {
-            return std::pair(exp<T>(e - lse), exp<T>(e - load(to_b.lse + j0 + j)));
-          });
-        }
-      };
-      std::copy_n(to_a.delta + i0, kBlock, delta_a);
-      std::copy_n(to_b.delta + j0, kBlock, delta_b);
-      for (int i = 0; whole && i < at.rows; i += W) {
-        Vec<T> found[W] = {};
-        for (int r = 0; r < std::min(W, at.rows - i); ++r) {
-          const int row = (i + r) * shop.ld();
-          for (int j = at.columns; j < at.padded; ++j) dp[row + j] = dq[row + j] = 0;
-          weigh(i + r, [&](int k, int j, Vec<T> along, Vec<T> across) ALWAYS_INLINE {
-            found[r] += along * load(dp + k);
-            store(delta_b + j, load(delta_b + j) + across * load(dq + k));
-          });
-        }
-        store(delta_a + i, load(delta_a + i) + sums<T>(found));
-      }
-      for (int i = 0; i < at.rows; ++i) {
-        T* de = dp + i * shop.ld();
-        auto differentiate = [&](int k, int j, Vec<T> row, Vec<T> column) ALWAYS_INLINE {
-          store(dp + k, row * (load(dp + k) - delta_a[i]) + column * (load(dq + k) - load(delta_b + j)));
-        };
-        if (whole) {
-          for (int k = i * shop.ld(), j = 0; j < at.padded; j += W, k += W) {
-            differentiate(k, j, load(p + k), load(q + k));
-          }
-        } else {
-          weigh(i, differentiate);
-        }
-        for (int j = at.columns; j < at.padded; ++j) de[j] = 0;
-        if (share.rows && dbias.data != nullptr) {
-          T* out = dbias.data + dbias.index_a[i0 + i] * dbias.row;
-          for (int j = 0; j < at.columns; ++j) out[dbias.index_b[j0 + j] * dbias.column] = de[j];
-        }
-        if (rule.scale != T(1)) scale_row(de, at.columns, rule.scale);
-        for (int j = 0; passes != nullptr && j < at.columns; ++j) de[j] *= passes[i * shop.ld() + j];
-      }
-      drop(p, shop.ld(), at, rule.p, bias.index_a, bias.index_b);
-      drop(q, shop.ld(), at, rule.q, bias.index_a, bias.index_b);
-      if (share.rows) {
-        shop.along(dp, b.f, at, df_a, Fold<T>{j0 > 0});
-        shop.along(q, to_b.dout, at, dx_a, Fold<T>{j0 > 0});
-      }
-      if (share.columns) {
-        shop.across(dp, a.f, at, df_b, Fold<T>{i0 > 0});
-        shop.across(p, to_a.dout, at, dx_b, Fold<T>{i0 > 0});
-      }
-    }
-  }
 }
 
 }  // namespace coalign

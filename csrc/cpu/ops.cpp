@@ -4,8 +4,10 @@
 
 #include <tuple>
 
+#include "align_backward.h"
 #include "call.h"
 #include "pages.h"
+#include "tasks.h"
 
 namespace coalign {
 namespace {
@@ -78,51 +80,6 @@ void with_storage(const Call& call, F&& f) {
   }
 }
 
-// A part of a pair's work: the one-and-only, or one of several that make rows of e or columns of it.
-struct Task {
-  int64_t pair, next;  // the pair that the thread will turn to afterwards
-  int part, parts;
-
-  // This part's tokens of a side: an even portion of its blocks. Sides that it does not divide it takes whole.
-  Range portion(int count, int at, int of) const {
-    const int64_t blocks = (count + kBlock - 1) / kBlock;
-    auto edge = [&](int64_t k) { return static_cast<int>(std::min<int64_t>(blocks * k / of * kBlock, count)); };
-    return {edge(at), edge(at + 1)};
-  }
-
-  Share share(int count_a, int count_b) const {
-    const Range a{0, count_a}, b{0, count_b};
-    if (parts == 1) return {true, true, a, b};
-    const int half = parts / 2;
-    if (part < half) return {true, false, portion(count_a, part, half), b};
-    return {false, true, a, portion(count_b, part - half, half)};
-  }
-
-  bool first_of_rows() const { return part == 0; }
-  bool first_of_columns() const { return part == (parts == 1 ? 0 : parts / 2); }
-};
-
-// f(task) for every pair, on torch's threads; each takes enough of them at once to pay for waking it. Where there are
-// too few pairs for the threads, and enough work in one, a pair is done in parts: its rows and its columns, and these
-// by blocks.
-template <class F>
-void for_each_pair(const Call& call, F&& f) {
-  const int64_t pairs = call.extent_a.pairs(), m = call.extent_a.length(), n = call.extent_b.length();
-  const int64_t threads = torch::stable::get_num_threads(), blocks = (std::min(m, n) + kBlock - 1) / kBlock;
-  const int64_t half = pairs < threads ? std::min((threads + pairs - 1) / std::max<int64_t>(pairs, 1), blocks) : 1;
-  const int64_t width = call.f_a.size(call.f_a.dim() - 1);
-  const bool shared = half > 1 || (2 * pairs <= threads && m * n * width > 300000);  // some 15 µs of work
-  const int64_t parts = shared ? 2 * half : 1;
-  const int64_t work = (m * n / 4 + m + n) * width + 1;
-  torch::stable::parallel_for(
-      0, pairs * parts, shared ? 1 : std::max<int64_t>(1, 200000 / work), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t next = std::min(i + 1, end - 1) / parts;
-          f(Task{i / parts, next, static_cast<int>(i % parts), static_cast<int>(parts)});
-        }
-      });
-}
-
 // A pair's part of a tensor (*batch, m, n).
 template <class B>
 Bias<B> part_of(const Maybe& bias, int64_t pair, const int* index_a, const int* index_b) {
@@ -142,6 +99,8 @@ struct Stored {
       : data(coalign::data<S>(t)),
         width(static_cast<int>(t.size(t.dim() - 1))),
         large(t.numel() * sizeof(S) > std::size_t{1} << 21) {}
+
+  std::size_t bytes(int rows) const { return sizeof(S) * width * rows; }
 };
 
 // One side of the call: its operands.
@@ -159,20 +118,22 @@ struct Sides {
   explicit Sides(const Call& call)
       : a{call.extent_a, Rows<S>(call.f_a), Rows<S>(call.a)}, b{call.extent_b, Rows<S>(call.f_b), Rows<S>(call.b)} {}
 
-  // What a pair will read, to be fetched in so many steps: its operands, and what lies as the outputs do. Long pairs
-  // fetch for themselves.
-  Ahead ahead(
-      int64_t pair, std::size_t steps, std::initializer_list<Stored<S>> of_a = {},
-      std::initializer_list<Stored<S>> of_b = {}) const {
+  // What lies as the outputs do: read and written, of each side.
+  using List = std::initializer_list<Stored<S>>;
+
+  // What a pair will read and write, to be fetched in so many steps. Long pairs fetch for themselves.
+  Ahead ahead(int64_t pair, int steps, List of_a, List of_b, List to_a, List to_b) const {
     Ahead ahead;
-    auto side = [&](const Side<S>& side, int count, std::initializer_list<Stored<S>> stored) {
+    auto side = [&](const Side<S>& side, int count, List read, List written) {
+      const std::size_t first = side.extent.first(pair);
       for (const Rows<S>* rows : {&side.f, &side.x}) rows->want(pair, side.extent.start(pair), count, ahead);
-      for (const Stored<S>& t : stored) Rows<S>(t.data, t.width).want(0, side.extent.first(pair), count, ahead);
+      for (const Stored<S>& t : read) ahead.want(t.data + first * t.width, t.bytes(count));
+      for (const Stored<S>& t : written) ahead.want_to_write(t.data + first * t.width, t.bytes(count));
     };
     const int count_a = a.extent.reach(pair), count_b = b.extent.reach(pair);
     if (is_whole(count_a, count_b)) {
-      side(a, count_a, of_a);
-      side(b, count_b, of_b);
+      side(a, count_a, of_a, to_a);
+      side(b, count_b, of_b, to_b);
     }
     ahead.spread(steps);
     return ahead;
@@ -249,7 +210,7 @@ void forward_pairs(
   const Sides<S> sides(call);
   const Stored<S> all_beta(beta), all_alpha(alpha);
   T *all_lse_a = maybe_data<T>(lse_a), *all_lse_b = maybe_data<T>(lse_b);
-  for_each_pair(call, [&](const Task& task) {
+  for_each_pair(call.extent_a, call.extent_b, sides.a.f.width, [&](const Task& task) {
     Arena& arena = Arena::of_this_thread();
     const PairSide<S> a(sides.a, task.pair, arena), b(sides.b, task.pair, arena);
     const Written<S> to_beta = a.write(all_beta), to_alpha = b.write(all_alpha);
@@ -258,7 +219,8 @@ void forward_pairs(
     const Share share = task.share(a.count, b.count);
     const bool aligned = a.count > 0 && b.count > 0;
     if (aligned) {
-      Ahead ahead = sides.ahead(task.next, forward_steps<Element<S>>(a.count, b.count, sides.a.x.width, sides.b.x.width));
+      const int steps = forward_steps<Element<S>>(a.count, b.count, sides.a.x.width, sides.b.x.width);
+      Ahead ahead = sides.ahead(task.next, steps, {}, {}, {all_beta}, {all_alpha});
       align_forward<Element<S>, B>(
           a.tokens(Use::contract, Use::sum), b.tokens(Use::contract, Use::sum), share, call.rule_of<T>(task.pair),
           part_of<const B>(call.bias, task.pair, a.index, b.index), to_beta.rows(), to_alpha.rows(), found_a, found_b,
@@ -327,7 +289,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const Stored<S> all_df_a(df_a), all_df_b(df_b), all_da(da), all_db(db);
     const T *of_lse_a = data<T>(lse_a), *of_lse_b = data<T>(lse_b);
     const T *of_dlse_a = maybe_data<T>(dlse_a), *of_dlse_b = maybe_data<T>(dlse_b);
-    for_each_pair(call, [&](const Task& task) {
+    for_each_pair(call.extent_a, call.extent_b, sides.a.f.width, [&](const Task& task) {
       Arena& arena = Arena::of_this_thread();
       const PairSide<S> pa(sides.a, task.pair, arena), pb(sides.b, task.pair, arena);
       const Written<S> to_fa = pa.write(all_df_a), to_fb = pb.write(all_df_b);
@@ -336,7 +298,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
       const bool aligned = pa.count > 0 && pb.count > 0;
       if (aligned) {
         const int steps = backward_steps<Element<S>>(pa.count, pb.count, sides.a.f.width, sides.a.x.width, sides.b.x.width);
-        Ahead ahead = sides.ahead(task.next, steps, {of_dbeta}, {of_dalpha});
+        Ahead ahead = sides.ahead(task.next, steps, {of_dbeta}, {of_dalpha}, {all_df_a, all_da}, {all_df_b, all_db});
         const bool whole = is_whole(pa.count, pb.count);
         align_backward<Element<S>, B>(
             pa.tokens(Use::both, Use::contract), pb.tokens(Use::both, Use::contract), share, call.rule_of<T>(task.pair),

@@ -1,0 +1,54 @@
+// A call's work as tasks for torch's threads: pairs, or parts of pairs where there are fewer pairs than threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include "call.h"
+
+namespace coalign {
+
+// A part of a pair's work: the one-and-only, or one of several that make rows of e or columns of it.
+struct Task {
+  int64_t pair, next;  // the pair that the thread will turn to afterwards
+  int part, parts;
+
+  // This part's tokens of a side: an even portion of its blocks. Sides that it does not divide it takes whole.
+  Range portion(int count, int at, int of) const {
+    const int64_t blocks = (count + kBlock - 1) / kBlock;
+    auto edge = [&](int64_t k) { return static_cast<int>(std::min<int64_t>(blocks * k / of * kBlock, count)); };
+    return {edge(at), edge(at + 1)};
+  }
+
+  Share share(int count_a, int count_b) const {
+    const Range a{0, count_a}, b{0, count_b};
+    if (parts == 1) return {true, true, a, b};
+    const int half = parts / 2;
+    if (part < half) return {true, false, portion(count_a, part, half), b};
+    return {false, true, a, portion(count_b, part - half, half)};
+  }
+
+  bool first_of_rows() const { return part == 0; }
+  bool first_of_columns() const { return part == (parts == 1 ? 0 : parts / 2); }
+};
+
+// f(task) for every pair, on torch's threads; each takes enough of them at once to pay for waking it. Where there are
+// too few pairs for the threads, and enough work in one, a pair is done in parts: its rows and its columns, and these
+// by blocks. width: of what is contracted.
+template <class F>
+void for_each_pair(const Extent& a, const Extent& b, int64_t width, F&& f) {
+  const int64_t pairs = a.pairs(), m = a.length(), n = b.length();
+  const int64_t threads = torch::stable::get_num_threads(), blocks = (std::min(m, n) + kBlock - 1) / kBlock;
+  const int64_t half = pairs < threads ? std::min((threads + pairs - 1) / std::max<int64_t>(pairs, 1), blocks) : 1;
+  const bool shared = half > 1 || (2 * pairs <= threads && m * n * width > 300000);  // some 15 µs of work
+  const int64_t parts = shared ? 2 * half : 1;
+  const int64_t work = (m * n / 4 + m + n) * width + 1;
+  torch::stable::parallel_for(
+      0, pairs * parts, shared ? 1 : std::max<int64_t>(1, 200000 / work), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t next = std::min(i + 1, end - 1) / parts;
+          f(Task{i / parts, next, static_cast<int>(i % parts), static_cast<int>(parts)});
+        }
+      });
+}
+
+}  // namespace coalign
