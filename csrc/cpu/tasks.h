@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <atomic>
+
 #include "call.h"
 
 namespace coalign {
@@ -31,24 +33,32 @@ struct Task {
   bool first_of_columns() const { return part == (parts == 1 ? 0 : parts / 2); }
 };
 
-// f(task) for every pair, on torch's threads; each takes enough of them at once to pay for waking it. Where there are
-// too few pairs for the threads, and enough work in one, a pair is done in parts: its rows and its columns, and these
-// by blocks. width: of what is contracted.
+// f(task) for every pair, on torch's threads. Each takes some pairs at a time until none is left: sentences differ in
+// length, and on a busy machine threads in speed. Enough of them pay for waking a thread. Where there are too few pairs
+// for the threads, and enough work in one, a pair is done in parts: its rows and its columns, and these by blocks.
+// width: of what is contracted.
 template <class F>
 void for_each_pair(const Extent& a, const Extent& b, int64_t width, F&& f) {
   const int64_t pairs = a.pairs(), m = a.length(), n = b.length();
   const int64_t threads = torch::stable::get_num_threads(), blocks = (std::min(m, n) + kBlock - 1) / kBlock;
   const int64_t half = pairs < threads ? std::min((threads + pairs - 1) / std::max<int64_t>(pairs, 1), blocks) : 1;
   const bool shared = half > 1 || (2 * pairs <= threads && m * n * width > 300000);  // some 15 µs of work
-  const int64_t parts = shared ? 2 * half : 1;
-  const int64_t work = (m * n / 4 + m + n) * width + 1;
-  torch::stable::parallel_for(
-      0, pairs * parts, shared ? 1 : std::max<int64_t>(1, 200000 / work), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t next = std::min(i + 1, end - 1) / parts;
-          f(Task{i / parts, next, static_cast<int>(i % parts), static_cast<int>(parts)});
-        }
-      });
+  const int64_t parts = shared ? 2 * half : 1, tasks = pairs * parts;
+  const int64_t work = (m * n / 4 + m + n) * width + 1, least = shared ? 1 : std::max<int64_t>(1, 200000 / work);
+  const int64_t workers = std::min(threads, (tasks + least - 1) / least);
+  const int64_t step = shared ? 1 : std::max<int64_t>(1, tasks / (16 * std::max<int64_t>(1, workers)));
+  std::atomic<int64_t> taken = 0;
+  auto take = [&] { return std::min(taken.fetch_add(step, std::memory_order_relaxed), tasks); };
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
+    for (int64_t at = take(), next; at < tasks; at = next) {
+      const int64_t end = std::min(at + step, tasks);
+      next = take();
+      for (int64_t i = at; i < end; ++i) {
+        const int64_t then = i + 1 < end ? i + 1 : next < tasks ? next : i;
+        f(Task{i / parts, then / parts, static_cast<int>(i % parts), static_cast<int>(parts)});
+      }
+    }
+  });
 }
 
 }  // namespace coalign
