@@ -52,50 +52,55 @@ inline void dots_block(const E* const* x, const E* const* y, int width, Sum<E> s
   unroll<MR>([&](auto i) ALWAYS_INLINE { std::memcpy(out + i * ld, total + i * NR, sizeof(T) * NR); });
 }
 
+// Columns from `from` to `to`, NV vectors at a time; the last of them may lack some lanes.
 template <class E, int MR, int NV>
 __attribute__((noinline)) void combine_block(
-    const E* const* w, int w_term, const E* const* y, int terms, int last, Sum<E>* const* out, int at, int row,
-    const Fold<Sum<E>>& fold) {
+    const E* const* w, int w_term, const E* const* y, int terms, int from, int to, Sum<E>* const* out, int row,
+    const Fold<Sum<E>>& fold, Ahead& ahead) {
   using T = Sum<E>;
   constexpr int W = lanes<E>;
-  auto read = [&](const auto* p, auto v) ALWAYS_INLINE {
-    if constexpr (v < NV - 1) {
-      return load(p + at + v * W);
-    } else {
-      return load_part(p + at + v * W, last);
+  for (std::ptrdiff_t at = from; at < to; at += NV * W) {
+    const int last = std::min(W, to - static_cast<int>(at) - (NV - 1) * W);
+    auto read = [&](const auto* p, auto v) ALWAYS_INLINE {
+      if constexpr (v < NV - 1) {
+        return load(p + at + v * W);
+      } else {
+        return load_part(p + at + v * W, last);
+      }
+    };
+    Vec<T> acc[MR][NV] = {};
+    const E* ws[MR];
+    unroll<MR>([&](auto r) ALWAYS_INLINE { ws[r] = w[r]; });
+    std::ptrdiff_t k = 0;
+    for (int j = 0; j < terms; ++j, k += w_term) {
+      Vec<E> u[NV];
+      unroll<NV>([&](auto v) ALWAYS_INLINE { u[v] = in_register<E>(read(y[j], v)); });
+      unroll<MR>([&](auto r) ALWAYS_INLINE {
+        const Vec<E> weight = fill(ws[r][k]);
+        unroll<NV>([&](auto v) ALWAYS_INLINE { acc[r][v] = multiply_add<E>(acc[r][v], u[v], weight); });
+      });
     }
-  };
-  Vec<T> acc[MR][NV] = {};
-  const E* ws[MR];
-  unroll<MR>([&](auto r) ALWAYS_INLINE { ws[r] = w[r]; });
-  std::ptrdiff_t k = 0;
-  for (int j = 0; j < terms; ++j, k += w_term) {
-    Vec<E> u[NV];
-    unroll<NV>([&](auto v) ALWAYS_INLINE { u[v] = in_register<E>(read(y[j], v)); });
-    unroll<MR>([&](auto r) ALWAYS_INLINE {
-      const Vec<E> weight = fill(ws[r][k]);
-      unroll<NV>([&](auto v) ALWAYS_INLINE { acc[r][v] = multiply_add<E>(acc[r][v], u[v], weight); });
-    });
+    auto each = [&](auto&& f) ALWAYS_INLINE {
+      unroll<MR>([&](auto r) ALWAYS_INLINE { unroll<NV>([&](auto v) ALWAYS_INLINE { f(r, v); }); });
+    };
+    if (fold.gain != nullptr) each([&](auto r, auto v) ALWAYS_INLINE { acc[r][v] *= fill(fold.gain[row + r]); });
+    if (fold.add && fold.keep != nullptr) {
+      each([&](auto r, auto v) ALWAYS_INLINE {
+        acc[r][v] = multiply_add<T>(acc[r][v], read(out[r], v), fill(fold.keep[row + r]));
+      });
+    } else if (fold.add) {
+      each([&](auto r, auto v) ALWAYS_INLINE { acc[r][v] += read(out[r], v); });
+    }
+    if (last == W) {
+      each([&](auto r, auto v) ALWAYS_INLINE { store(out[r] + at + v * W, acc[r][v]); });
+    } else {
+      unroll<MR>([&](auto r) ALWAYS_INLINE {
+        unroll<NV - 1>([&](auto v) ALWAYS_INLINE { store(out[r] + at + v * W, acc[r][v]); });
+        store_part(out[r] + at + (NV - 1) * W, acc[r][NV - 1], last);
+      });
+    }
+    ahead.step();
   }
-  auto each = [&](auto&& f) ALWAYS_INLINE {
-    unroll<MR>([&](auto r) ALWAYS_INLINE { unroll<NV>([&](auto v) ALWAYS_INLINE { f(r, v); }); });
-  };
-  if (fold.gain != nullptr) each([&](auto r, auto v) ALWAYS_INLINE { acc[r][v] *= fill(fold.gain[row + r]); });
-  if (fold.add && fold.keep != nullptr) {
-    each([&](auto r, auto v) ALWAYS_INLINE {
-      acc[r][v] = multiply_add<T>(acc[r][v], read(out[r], v), fill(fold.keep[row + r]));
-    });
-  } else if (fold.add) {
-    each([&](auto r, auto v) ALWAYS_INLINE { acc[r][v] += read(out[r], v); });
-  }
-  if (last == W) {
-    each([&](auto r, auto v) ALWAYS_INLINE { store(out[r] + at + v * W, acc[r][v]); });
-    return;
-  }
-  unroll<MR>([&](auto r) ALWAYS_INLINE {
-    unroll<NV - 1>([&](auto v) ALWAYS_INLINE { store(out[r] + at + v * W, acc[r][v]); });
-    store_part(out[r] + at + (NV - 1) * W, acc[r][NV - 1], last);
-  });
 }
 
 // f(constant) for the constant min(n, MOST), n >= 1.
@@ -161,17 +166,18 @@ void combine(
     const E* const* w, int w_term, const E* const* y, int terms, int width, Sum<E>* const* out, int rows,
     const Fold<Sum<E>>& fold, Ahead& ahead) {
   constexpr int W = lanes<E>, STEP = kBlockColumns * W;
+  const int whole = width / STEP * STEP;
   for (int blocks = (rows + kBlockRows - 1) / kBlockRows, r = 0; blocks > 0; --blocks) {
     const int count = (rows - r + blocks - 1) / blocks;  // blocks of nearly one size: a row alone costs as much as four
-    for (int d = 0; d < width; d += STEP) {
-      const int left = std::min(width - d, STEP), vectors = (left + W - 1) / W, last = left - (vectors - 1) * W;
-      detail::with_constant<kBlockRows>(count, [&](auto mr) {
-        detail::with_constant<kBlockColumns>(vectors, [&](auto nv) {
-          detail::combine_block<E, mr, nv>(w + r, w_term, y, terms, last, out + r, d, r, fold);
-        });
+    detail::with_constant<kBlockRows>(count, [&](auto mr) {
+      if (whole > 0) {
+        detail::combine_block<E, mr, kBlockColumns>(w + r, w_term, y, terms, 0, whole, out + r, r, fold, ahead);
+      }
+      if (whole == width) return;
+      detail::with_constant<kBlockColumns>((width - whole + W - 1) / W, [&](auto nv) {
+        detail::combine_block<E, mr, nv>(w + r, w_term, y, terms, whole, width, out + r, r, fold, ahead);
       });
-      ahead.step();
-    }
+    });
     r += count;
   }
 }
