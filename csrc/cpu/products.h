@@ -3,7 +3,7 @@
 //   dots     out = scale x yᵀ       contracts along rows: no operand needs transposing
 //   combine  out (+)= w y           weighted sums of rows, with factors where they are added up
 //
-// `dots` holds a block of at most 4 x kBlockColumns accumulators in registers, `combine` of kBlockRows x kBlockColumns,
+// `dots` holds a block of at most 4 x kDotsColumns accumulators in registers, `combine` of kBlockRows x kBlockColumns,
 // in a function of its own, for a compiler that inlines it finds other uses for the registers. Widths and terms count
 // elements: of pairs, `dots` takes half as many as there are numbers, and `combine` half as many rows.
 #pragma once
@@ -117,7 +117,7 @@ inline void with_constant(int n, F&& f) {
 // How often `dots` and `combine` call ahead.step().
 template <class E>
 int dots_steps(int rows, int columns) {
-  return (rows + 3) / 4 * ((columns + kBlockColumns - 1) / kBlockColumns);
+  return (rows + 3) / 4 * ((columns + kDotsColumns - 1) / kDotsColumns);
 }
 template <class E>
 int combine_steps(int rows, int width) {
@@ -131,9 +131,9 @@ void dots(
     const E* const* x, int rows, const E* const* y, int columns, int width, Sum<E> scale, Sum<E>* out, int ld,
     Ahead& ahead) {
   for (int i = 0; i < rows; i += 4) {
-    for (int j = 0; j < columns; j += kBlockColumns) {
+    for (int j = 0; j < columns; j += kDotsColumns) {
       detail::with_constant<4>(rows - i, [&](auto mr) {
-        detail::with_constant<kBlockColumns>(columns - j, [&](auto nr) {
+        detail::with_constant<kDotsColumns>(columns - j, [&](auto nr) {
           detail::dots_block<E, mr, nr>(x + i, y + j, width, scale, out + i * ld + j, ld);
         });
       });
