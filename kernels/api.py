@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 
 from . import dispatch, ops, quick
-from .checks import check_place, check_tensor, expand
+from .checks import OPERANDS, check_operands, check_tensor, expand
 from .nested import is_nested, jagged, packed
 from .problem import Alignment, Problem, Side
 from .rules import check_scale, make_rule
 from .scale import scaled
-
-_OPERANDS = ("f_a", "f_b", "a", "b")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class SoftAlignment(NamedTuple):
@@ -118,11 +115,11 @@ def soft_align(
         options: Any = {"scale": scale, "clamp": clamp, "dropout": dropout, "seed": seed, "backend": backend}
         return _nested(f_a, f_b, a, b, return_lse, options)
     plain = (
-        mask_a is mask_b is lengths_a is lengths_b is bias is clamp is seed is backend is None
+        mask_a is mask_b is bias is clamp is seed is backend is None
         and (scale.__class__ is float and scale == 1.0 and dropout.__class__ is float and dropout == 0.0)
         and not return_lse
     )
-    if plain and (quickly := quick.serve(f_a, f_b, a, b)) is not None:
+    if plain and (quickly := quick.serve(f_a, f_b, a, b, lengths_a, lengths_b)) is not None:
         return SoftAlignment(*quickly)
     a_side, b_side, bias, factor = _padded(f_a, f_b, a, b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
     rule = make_rule(factor, clamp, dropout, seed, f_a)
@@ -195,6 +192,15 @@ def soft_align_packed(
     Raises:
         TypeError, ValueError, BackendUnavailable: as in `soft_align`.
     """
+    plain = (
+        clamp is seed is backend is None
+        and (scale.__class__ is float and scale == 1.0 and dropout.__class__ is float and dropout == 0.0)
+        and not return_lse
+    )
+    if plain:
+        quickly = quick.serve_packed(f_a, f_b, a, b, offsets_a, offsets_b, max_length_a, max_length_b)
+        if quickly is not None:
+            return SoftAlignment(*quickly)
     f_a, f_b, a, b = _operands(f_a, f_b, a, b, packed=True)
     check_scale(scale)
     for letter, offsets, length in (("a", offsets_a, max_length_a), ("b", offsets_b, max_length_b)):
@@ -214,7 +220,10 @@ def soft_align_packed(
         )
     a_side, factor = _scaled(Side(f_a, a, offsets_a, max_length_a), scale)
     rule = make_rule(factor, clamp, dropout, seed, f_a)
-    found = ops.align(a_side, Side(f_b, b, offsets_b, max_length_b), None, rule, backend)
+    b_side = Side(f_b, b, offsets_b, max_length_b)
+    found = ops.align(a_side, b_side, None, rule, backend)
+    if plain:
+        quick.remember(a_side, b_side)
     return SoftAlignmentWithLse(*found) if return_lse else SoftAlignment(found.beta, found.alpha)
 
 
@@ -291,7 +300,7 @@ def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> t
     operands: tuple[Tensor, ...] = (f_a, f_b, a, b)
     plain = Tensor is type(f_a) is type(f_b) is type(a) is type(b)
     if not plain:
-        for name, t in zip(_OPERANDS, operands, strict=True):
+        for name, t in zip(OPERANDS, operands, strict=True):
             if not isinstance(t, Tensor):
                 raise TypeError(f"{name} must be a tensor, not {type(t).__name__}")
     device = f_a.device
@@ -307,7 +316,7 @@ def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> t
         and not torch.compiler.is_compiling()  # tracers have symbols for sizes, and nothing to be remembered by
     )
     if not alike or (*shapes, dtype, packed) not in _good:
-        _check_operands(
+        check_operands(
             packed,
             *shapes,
             *(dtype, f_b.dtype, a.dtype, b.dtype),
@@ -322,36 +331,6 @@ def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> t
 
 
 _good: set[tuple[Any, ...]] = set()  # shapes and dtypes of operands that were found to fit
-
-
-def _check_operands(packed: bool, *described: Any) -> None:
-    """Check the operands by their shapes, dtypes, devices and layouts, four of each."""
-    sizes, dtypes, devices, layouts = (described[i : i + 4] for i in (0, 4, 8, 12))
-    shapes = [tuple(size) for size in sizes]
-    for name, device, layout in zip(_OPERANDS, devices, layouts, strict=True):
-        check_place(name, device, layout, devices[0])
-    if dtypes[0] not in DTYPES:
-        raise TypeError(f"f_a must be float32, bfloat16, float16 or float64, not {dtypes[0]}")
-    for name, dtype, shape in zip(_OPERANDS, dtypes, shapes, strict=True):
-        if dtype != dtypes[0]:
-            raise TypeError(f"{name} must be {dtypes[0]}, like f_a, not {dtype}; cast them alike")
-        if len(shape) != 2 if packed else len(shape) < 2:
-            expected = "(total, width) when packed" if packed else "(*batch, length, width)"
-            raise ValueError(f"{name} must be {expected}, not {shape}")
-        if shape[-1] < 1:
-            raise ValueError(f"{name} must be at least 1 wide, but its shape is {shape}")
-    of_f_a, of_f_b, of_a, of_b = shapes
-    if of_f_a[-1] != of_f_b[-1]:
-        raise ValueError(f"f_a and f_b must be equally wide to be multiplied; they are {of_f_a} and {of_f_b}")
-    for values, x, features, f in (("a", of_a, "f_a", of_f_a), ("b", of_b, "f_b", of_f_b)):
-        if x[:-1] != f[:-1]:
-            raise ValueError(
-                f"{values} must have {features}'s shape but for the last dimension; they are {x} and {f}"
-            )
-    if of_f_a[:-2] != of_f_b[:-2]:
-        raise ValueError(
-            f"f_a and f_b must have the same batch dimensions; they are {of_f_a} and {of_f_b}"
-        )
 
 
 def _extent(letter: str, f: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:

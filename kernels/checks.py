@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+OPERANDS = ("f_a", "f_b", "a", "b")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_tensor(name: str, value: object, like: Tensor) -> None:
@@ -28,3 +33,29 @@ def expand(name: str, t: Tensor, shape: tuple[int, ...], meaning: str) -> Tensor
     if not fits:
         raise ValueError(f"{name} must broadcast to {tuple(shape)}, {meaning}; it is {tuple(t.shape)}")
     return t.expand(shape)
+
+
+def check_operands(packed: bool, *described: Any) -> None:
+    """Check the operands by their shapes, dtypes, devices and layouts, four of each."""
+    sizes, dtypes, devices, layouts = (described[i : i + 4] for i in (0, 4, 8, 12))
+    shapes = [tuple(size) for size in sizes]
+    for name, device, layout in zip(OPERANDS, devices, layouts, strict=True):
+        check_place(name, device, layout, devices[0])
+    if dtypes[0] not in DTYPES:
+        raise TypeError(f"f_a must be float32, bfloat16, float16 or float64, not {dtypes[0]}")
+    for name, dtype, shape in zip(OPERANDS, dtypes, shapes, strict=True):
+        if dtype != dtypes[0]:
+            raise TypeError(f"{name} must be {dtypes[0]}, like f_a, not {dtype}; cast them alike")
+        if len(shape) != 2 if packed else len(shape) < 2:
+            expected = "(total, width) when packed" if packed else "(*batch, length, width)"
+            raise ValueError(f"{name} must be {expected}, not {shape}")
+        if shape[-1] < 1:
+            raise ValueError(f"{name} must be at least 1 wide, but its shape is {shape}")
+    of_f_a, of_f_b, of_a, of_b = shapes
+    if of_f_a[-1] != of_f_b[-1]:
+        raise ValueError(f"f_a and f_b must be equally wide to be multiplied; they are {of_f_a} and {of_f_b}")
+    for values, x, features, f in (("a", of_a, "f_a", of_f_a), ("b", of_b, "f_b", of_f_b)):
+        if x[:-1] != f[:-1]:
+            raise ValueError(f"{values} must have {features}'s shape but for the last dimension; they are {x} and {f}")
+    if of_f_a[:-2] != of_f_b[:-2]:
+        raise ValueError(f"f_a and f_b must have the same batch dimensions; they are {of_f_a} and {of_f_b}")

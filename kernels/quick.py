@@ -1,8 +1,8 @@
-"""Calls of four operands and no option, the short way.
+"""Calls of four operands, with nothing beside them but lengths or offsets, the short way.
 
 For one pair of sentences the C++ kernel takes 3 to 30 µs, and looking at all that a call may bring takes longer. What
-a backend has served once it serves again where shapes, dtype and everything around the call are the same, and only
-that is looked at. A backend takes part by having `plain_forward`, `plain_forward_with_lse` and `plain_backward`.
+a backend has served once it serves again where the kind of call and everything around it are the same, and only that
+is looked at. A backend takes part by having `plain_forward`, `plain_forward_with_lse` and `plain_backward`.
 """
 
 from __future__ import annotations
@@ -16,47 +16,126 @@ from . import dispatch, ops, transforms
 from .problem import PLAIN, Alignment, Problem, Side
 
 _MOST = 4096  # of kinds of calls to remember
+_LENGTHS = (torch.int32, torch.int64)
 
 
-def serve(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor] | None:
-    """beta and alpha; None where the call has to go the long way."""
+class _Unfit(Exception):
+    """Lengths or offsets don't fit: the long way says what is wrong with them."""
+
+
+# fmt: off
+def serve(
+    f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor,
+    lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    # fmt: on
+    """beta and alpha of padded operands; None where the call has to go the long way."""
     if torch.compiler.is_compiling() or not (Tensor is type(f_a) is type(f_b) is type(a) is type(b)):
         return None
-    backend = dispatch.remembered.get((f_a.shape, f_b.shape, a.shape, b.shape, f_a.dtype))
+    full = lengths_a is lengths_b is None
+    shape_a, shape_b = f_a.shape, f_b.shape
+    backend = dispatch.remembered.get(
+        (shape_a, shape_b, a.shape, b.shape, f_a.dtype, lengths_a is None, lengths_b is None)
+    )
+    if backend is None or not _ordinary(f_a, f_b, a, b):
+        return None
+    if full:
+        return _served(backend, (f_a, f_b, a, b), ())
+    if len(shape_a) != 3 or not (_is_extent(lengths_a, _LENGTHS, shape_a) and _is_extent(lengths_b, _LENGTHS, shape_b)):
+        return None
+    return _served(backend, (f_a, f_b, a, b), (lengths_a, lengths_b, shape_a[1], shape_b[1]))
+
+
+# fmt: off
+def serve_packed(
+    f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor,
+    offsets_a: Tensor, offsets_b: Tensor, max_length_a: int, max_length_b: int,
+) -> tuple[Tensor, Tensor] | None:
+    # fmt: on
+    """The same for packed ones, however many rows they have."""
+    if torch.compiler.is_compiling() or not (Tensor is type(f_a) is type(f_b) is type(a) is type(b)):
+        return None
+    shape_a, shape_b, values_a, values_b = f_a.shape, f_b.shape, a.shape, b.shape
+    if not (len(shape_a) == len(shape_b) == len(values_a) == len(values_b) == 2):
+        return None
+    backend = dispatch.remembered.get((shape_a[1], values_a[1], values_b[1], f_a.dtype))
     if (
         backend is None
-        or not (f_a.dtype is f_b.dtype is a.dtype is b.dtype)
+        or shape_b[1] != shape_a[1]
+        or not (0 < shape_a[0] == values_a[0] and 0 < shape_b[0] == values_b[0])
+        or not (int is type(max_length_a) is type(max_length_b) and max_length_a >= 0 and max_length_b >= 0)
+        or not (_is_extent(offsets_a, (torch.int32,)) and _is_extent(offsets_b, (torch.int32,), offsets_a.shape))
+        or not _ordinary(f_a, f_b, a, b)
+    ):
+        return None
+    return _served(backend, (f_a, f_b, a, b), (offsets_a, offsets_b, max_length_a, max_length_b))
+
+
+def remember(a: Side, b: Side) -> None:
+    """The long way has served a call of these operands without options: the next one may come the short way."""
+    extents = tuple(t for t in (a.extent, b.extent) if t is not None)
+    if (
+        a.f.device.type != "cpu"
+        or not ops.unobserved((*a, *b))
+        or not (a.f.numel() and b.f.numel())
+        or "mask" in (a.kind, b.kind)
+        or dispatch.requested(None) is not None
+    ):
+        return
+    backend: Any = dispatch.choose(Problem.of(a, b, None))
+    if not hasattr(backend, "plain_forward"):
+        return
+    if len(dispatch.remembered) >= _MOST:
+        dispatch.remembered.clear()
+    if a.f.ndim == 2 and len(extents) == 2:
+        dispatch.remembered[a.f.shape[1], a.x.shape[1], b.x.shape[1], a.f.dtype] = backend
+    else:
+        kinds = a.extent is None, b.extent is None
+        dispatch.remembered[(a.f.shape, b.f.shape, a.x.shape, b.x.shape, a.f.dtype, *kinds)] = backend
+
+
+def _ordinary(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor) -> bool:
+    """Whether the operands are dense ones of the CPU, of one dtype, and nothing around the call changes it."""
+    return not (
+        not (f_a.dtype is f_b.dtype is a.dtype is b.dtype)
         or not (f_a.is_cpu and f_b.is_cpu and a.is_cpu and b.is_cpu)
         or not (torch.strided is f_a.layout is f_b.layout is a.layout is b.layout)
         or torch.is_autocast_enabled("cpu")
         or not ops.no_modes()
         or transforms.forward_mode()
         or dispatch.requested(None) is not None
-    ):
-        return None
+    )
+
+
+def _is_extent(t: Tensor | None, dtypes: tuple[torch.dtype, ...], like: torch.Size | None = None) -> bool:
+    """Whether t is None, or as an extent should be: as many numbers as `like` says first, one after another."""
+    if t is None:
+        return True
+    shape_fits = type(t) is Tensor and t.ndim == 1 and t.shape[0] == (like[0] if like else max(t.shape[0], 1))
+    return shape_fits and t.dtype in dtypes and t.is_cpu and t.layout is torch.strided and t.is_contiguous()
+
+
+def _served(backend: Any, operands: tuple[Tensor, ...], extents: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
+    f_a, f_b, a, b = operands
+    found: tuple[Tensor, Tensor] | None
     if torch.is_grad_enabled() and (f_a.requires_grad or f_b.requires_grad or a.requires_grad or b.requires_grad):
-        found: tuple[Tensor, Tensor] = _Plain.apply(backend, f_a, f_b, a, b)
-        return found
-    return backend.plain_forward(f_a, f_b, a, b)
-
-
-def remember(a: Side, b: Side) -> None:
-    """The long way has served a call of these operands without options: the next one may come the short way."""
-    if a.f.device.type != "cpu" or not ops.unobserved((*a, *b)) or not (a.f.numel() and b.f.numel()):
-        return
-    backend: Any = dispatch.choose(Problem.of(a, b, None))
-    if hasattr(backend, "plain_forward") and dispatch.requested(None) is None:
-        if len(dispatch.remembered) >= _MOST:
-            dispatch.remembered.clear()
-        dispatch.remembered[a.f.shape, b.f.shape, a.x.shape, b.x.shape, a.f.dtype] = backend
+        try:
+            found = _Plain.apply(backend, extents, *operands)
+        except _Unfit:
+            return None
+    else:
+        found = backend.plain_forward(*operands, *extents)
+    return found
 
 
 class _Plain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, backend: Any, *operands: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = backend.plain_forward_with_lse(*operands)
-        ctx.save_for_backward(*operands, *outputs)
-        ctx.backend = backend
+    def forward(ctx: Any, backend: Any, extents: tuple[Any, ...], *operands: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = backend.plain_forward_with_lse(*operands, *extents)
+        if outputs is None:
+            raise _Unfit
+        ctx.save_for_backward(*operands, *outputs, *extents[:2])
+        ctx.backend, ctx.lengths = backend, extents[2:]
         ctx.set_materialize_grads(False)
         return outputs[0], outputs[1]
 
@@ -65,9 +144,12 @@ class _Plain(torch.autograd.Function):
         saved = ctx.saved_tensors
         both = dbeta is not None and dalpha is not None
         if both and not torch.is_grad_enabled() and ops.unobserved((*saved, dbeta, dalpha)):
-            return None, *ctx.backend.plain_backward(*saved, dbeta, dalpha)
-        f_a, f_b, a, b, *outputs = saved
-        side_a, side_b = Side(f_a, a, None, f_a.shape[-2]), Side(f_b, b, None, f_b.shape[-2])
+            return None, None, *ctx.backend.plain_backward(*saved[:8], dbeta, dalpha, *saved[8:])
+        f_a, f_b, a, b = saved[:4]
+        extent_a, extent_b = saved[8:] or (None, None)
+        length_a, length_b = ctx.lengths or (f_a.shape[-2], f_b.shape[-2])
+        side_a, side_b = Side(f_a, a, extent_a, length_a), Side(f_b, b, extent_b, length_b)
         operands, grads = ops.flat(side_a, side_b, None, PLAIN, None), (dbeta, dalpha, None, None)
-        found = ops.gradient(operands, Alignment(*outputs), grads, (*ctx.needs_input_grad[1:], *(False,) * 11))
-        return None, *found[:4]
+        needed = (*ctx.needs_input_grad[2:], *(False,) * 11)
+        found = ops.gradient(operands, Alignment(*saved[4:8]), grads, needed)
+        return None, None, *found[:4]

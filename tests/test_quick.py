@@ -5,7 +5,7 @@ import torch
 from coalign.kernels import dispatch, quick
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from coalign import soft_align
+from coalign import soft_align, soft_align_packed
 
 SHAPES = ((2, 9, 12), (2, 7, 12), (2, 9, 5), (2, 7, 6))
 
@@ -119,3 +119,91 @@ def test_only_so_many_kinds_of_calls_are_kept(operands, monkeypatch):
     for n in range(1, 6):
         soft_align(*[t[:, :n] for t in operands])
     assert len(dispatch.remembered) <= 2
+
+
+LENGTHS = (torch.tensor([9, 4]), torch.tensor([3, 7], dtype=torch.int32))
+OFFSETS = (torch.tensor([0, 9, 13, 18], dtype=torch.int32), torch.tensor([0, 7, 7, 14], dtype=torch.int32))
+
+
+def padded(operands, lengths=LENGTHS, **options):
+    return soft_align(*operands, lengths_a=lengths[0], lengths_b=lengths[1], **options)
+
+
+def packed(operands, offsets=OFFSETS, most=(9, 7), **options):
+    return soft_align_packed(*[t.flatten(0, 1) for t in operands], *offsets, *most, **options)
+
+
+def quick_padded(operands, lengths=LENGTHS):
+    return quick.serve(*operands, *lengths)
+
+
+def quick_packed(operands, offsets=OFFSETS, most=(9, 7)):
+    return quick.serve_packed(*[t.flatten(0, 1) for t in operands], *offsets, *most)
+
+
+@pytest.mark.parametrize(("long", "short"), [(padded, quick_padded), (packed, quick_packed)])
+def test_lengths_and_offsets(operands, long, short):
+    """Outputs, gradients of one output and of both, and a second derivative: the bits of the long way."""
+    assert short(operands) is None, "no such call has been served yet"
+    long(operands)
+    for found, truth in zip(short(operands), long(operands, return_lse=True)[:2], strict=True):
+        assert torch.equal(found, truth)
+    for wanted in ((0, 1), (0,), (1,)):
+        grads = []
+        for way in (short, lambda x: long(x, return_lse=True)):
+            leaves = [t.clone().requires_grad_() for t in operands]
+            outputs = way(leaves)
+            grads.append(torch.autograd.grad([outputs[k].sin().sum() for k in wanted], leaves))
+        assert all(torch.equal(s, g) for s, g in zip(*grads, strict=True))
+    leaves = [t.double().requires_grad_() for t in operands]
+    long([t.detach() for t in leaves])
+    assert torch.autograd.gradgradcheck(lambda *x: short(x), leaves)
+
+
+def test_values_that_do_not_fit_are_named_by_the_long_way(operands):
+    padded(operands), packed(operands)
+    needing = [t.clone().requires_grad_() for t in operands]
+    for given in (operands, needing):
+        too_long = LENGTHS[0] + 1, LENGTHS[1]
+        assert quick_padded(given, too_long) is None
+        with pytest.raises(ValueError, match="lengths_a must lie between 0 and 9"):
+            padded(given, too_long)
+        falling = OFFSETS[0], OFFSETS[1].flip(0)
+        assert quick_packed(given, falling) is None
+        with pytest.raises(ValueError, match="offsets_b must start at 0"):
+            packed(given, falling)
+        assert quick_packed(given, most=(8, 7)) is None
+        with pytest.raises(ValueError, match="max_length_a is 8"):
+            packed(given, most=(8, 7))
+
+
+def test_extents_of_another_kind_go_the_long_way(operands):
+    padded(operands), packed(operands)
+    for lengths in (
+        (LENGTHS[0].float(), LENGTHS[1]),
+        (LENGTHS[0][:1], LENGTHS[1]),
+        (torch.tensor([9, 0, 4])[::2], LENGTHS[1]),
+        (None, LENGTHS[1]),
+        (list(LENGTHS[0]), LENGTHS[1]),
+    ):
+        assert quick_padded(operands, lengths) is None
+    for offsets, most in (
+        ((OFFSETS[0].long(), OFFSETS[1]), (9, 7)),
+        ((OFFSETS[0], OFFSETS[1][:3]), (9, 7)),
+        ((OFFSETS[0][:0], OFFSETS[1][:0]), (9, 7)),
+        (OFFSETS, (9.0, 7)),
+        (OFFSETS, (9, -1)),
+    ):
+        assert quick_packed(operands, offsets, most) is None
+    f_a, f_b, a, b = (t.flatten(0, 1) for t in operands)
+    assert quick.serve_packed(f_a, f_b, a[1:], b, *OFFSETS, 9, 7) is None
+    assert quick.serve_packed(f_a, f_b[:, 1:], a, b, *OFFSETS, 9, 7) is None
+
+
+def test_packed_calls_are_one_kind_however_many_rows(operands):
+    packed(operands)
+    fewer = OFFSETS[0][:2], OFFSETS[1][:2]
+    f_a, f_b, a, b = (t[0] for t in operands)
+    found = quick.serve_packed(f_a, f_b, a, b, *fewer, 9, 7)
+    truth = soft_align(*[t[:1] for t in operands])
+    assert all(torch.equal(s, t[0]) for s, t in zip(found, truth, strict=True))

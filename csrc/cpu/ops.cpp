@@ -263,13 +263,24 @@ bool extents_fit(
   return extent_fits(extent_a, packed, length_a, total_a) && extent_fits(extent_b, packed, length_b, total_b);
 }
 
-// For calls that bring operands alone: a dozen arguments take longer to hand over than a pair to align.
-std::tuple<Tensor, Tensor> plain_forward(Tensor f_a, Tensor f_b, Tensor a, Tensor b) {
-  return forward(Call(f_a, f_b, a, b, {}, {}, {}, Rule<double>{1.0}), {}, {});
+// For calls without options: a dozen arguments take longer to hand over than a pair to align. The last of what they
+// return is false where extents don't fit, and nothing was done.
+std::tuple<Tensor, Tensor, bool> plain_forward(
+    Tensor f_a, Tensor f_b, Tensor a, Tensor b, Maybe extent_a, Maybe extent_b, int64_t length_a, int64_t length_b) {
+  if (!extents_fit(extent_a, extent_b, f_a.dim() == 2, length_a, length_b, f_a.size(0), f_b.size(0))) {
+    return {f_a, f_b, false};
+  }
+  const auto [beta, alpha] = forward(Call(f_a, f_b, a, b, extent_a, extent_b, {}, Rule<double>{1.0}), {}, {});
+  return {beta, alpha, true};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> plain_forward_with_lse(Tensor f_a, Tensor f_b, Tensor a, Tensor b) {
-  return forward_with_lse(f_a, f_b, a, b, {}, {}, {}, 1.0, {}, 0, 0, {});
+std::tuple<Tensor, Tensor, Tensor, Tensor, bool> plain_forward_with_lse(
+    Tensor f_a, Tensor f_b, Tensor a, Tensor b, Maybe extent_a, Maybe extent_b, int64_t length_a, int64_t length_b) {
+  if (!extents_fit(extent_a, extent_b, f_a.dim() == 2, length_a, length_b, f_a.size(0), f_b.size(0))) {
+    return {f_a, f_b, a, b, false};
+  }
+  const auto [beta, alpha, lse_a, lse_b] = forward_with_lse(f_a, f_b, a, b, extent_a, extent_b, {}, 1.0, {}, 0, 0, {});
+  return {beta, alpha, lse_a, lse_b, true};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
@@ -322,11 +333,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> plain_backward(
     Tensor f_a, Tensor f_b, Tensor a, Tensor b, Tensor beta, Tensor alpha, Tensor lse_a, Tensor lse_b, Tensor dbeta,
-    Tensor dalpha) {
+    Tensor dalpha, Maybe extent_a, Maybe extent_b) {
   using torch::stable::contiguous;
   return backward(
-      f_a, f_b, a, b, {}, {}, {}, 1.0, {}, 0, 0, {}, beta, alpha, lse_a, lse_b, contiguous(dbeta), contiguous(dalpha), {},
-      {}, {});
+      f_a, f_b, a, b, extent_a, extent_b, {}, 1.0, {}, 0, 0, {}, beta, alpha, lse_a, lse_b, contiguous(dbeta),
+      contiguous(dalpha), {}, {}, {});
 }
 
 }  // namespace
@@ -336,16 +347,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> plain_backward(
   "Tensor f_a, Tensor f_b, Tensor a, Tensor b, Tensor? extent_a, Tensor? extent_b, Tensor? bias, float scale, " \
   "float? clamp, float dropout_a, float dropout_b, Tensor? seed"
 
+#define PLAIN_SCHEMA \
+  "Tensor f_a, Tensor f_b, Tensor a, Tensor b, Tensor? extent_a=None, Tensor? extent_b=None, int length_a=0, " \
+  "int length_b=0"
+
 STABLE_TORCH_LIBRARY(coalign_native, m) {
   m.def("forward(" OPERANDS_SCHEMA ") -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "extents_fit(Tensor? extent_a, Tensor? extent_b, bool packed, int length_a, int length_b, int total_a, "
       "int total_b) -> bool");
-  m.def("plain_forward(Tensor f_a, Tensor f_b, Tensor a, Tensor b) -> (Tensor, Tensor)");
-  m.def("plain_forward_with_lse(Tensor f_a, Tensor f_b, Tensor a, Tensor b) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("plain_forward(" PLAIN_SCHEMA ") -> (Tensor, Tensor, bool)");
+  m.def("plain_forward_with_lse(" PLAIN_SCHEMA ") -> (Tensor, Tensor, Tensor, Tensor, bool)");
   m.def(
       "plain_backward(Tensor f_a, Tensor f_b, Tensor a, Tensor b, Tensor beta, Tensor alpha, Tensor lse_a, Tensor lse_b, "
-      "Tensor dbeta, Tensor dalpha) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor dbeta, Tensor dalpha, Tensor? extent_a=None, Tensor? extent_b=None) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("backward(" OPERANDS_SCHEMA
         ", Tensor beta, Tensor alpha, Tensor lse_a, Tensor lse_b, Tensor dbeta, Tensor dalpha, Tensor? dlse_a, "
         "Tensor? dlse_b, Tensor(a!)? dbias) -> (Tensor, Tensor, Tensor, Tensor)");

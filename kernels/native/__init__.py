@@ -56,21 +56,23 @@ def backward(
     return OperandGrads(df_a, df_b, da, db, dbias)
 
 
-# The same for contiguous or strided operands alone, and gradients of both outputs (see quick.py).
+# The same for operands without options (see quick.py): f_a, f_b, a, b, and where rows are not all tokens extent_a,
+# extent_b, length_a, length_b, contiguous. None where the extents' values don't fit.
 
 
-def plain_forward(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    beta, alpha = torch.ops.coalign_native.plain_forward.default(f_a, f_b, a, b)
-    return beta, alpha
+def plain_forward(*operands: Any) -> tuple[Tensor, Tensor] | None:
+    beta, alpha, fit = torch.ops.coalign_native.plain_forward.default(*operands)
+    return (beta, alpha) if fit else None
 
 
-def plain_forward_with_lse(*operands: Tensor) -> tuple[Tensor, ...]:
-    found: tuple[Tensor, ...] = torch.ops.coalign_native.plain_forward_with_lse.default(*operands)
-    return found
+def plain_forward_with_lse(*operands: Any) -> tuple[Tensor, ...] | None:
+    *found, fit = torch.ops.coalign_native.plain_forward_with_lse.default(*operands)
+    return tuple(found) if fit else None
 
 
-def plain_backward(*operands_saved_and_grads: Tensor) -> tuple[Tensor, ...]:
-    found: tuple[Tensor, ...] = torch.ops.coalign_native.plain_backward.default(*operands_saved_and_grads)
+def plain_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
+    """arguments: the four operands, four outputs, gradients of beta and alpha, and the extents if there are any."""
+    found: tuple[Tensor, ...] = torch.ops.coalign_native.plain_backward.default(*arguments)
     return found
 
 
