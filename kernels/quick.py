@@ -32,15 +32,14 @@ def serve(
     """beta and alpha of padded operands; None where the call has to go the long way."""
     if torch.compiler.is_compiling() or not (Tensor is type(f_a) is type(f_b) is type(a) is type(b)):
         return None
-    full = lengths_a is lengths_b is None
     shape_a, shape_b = f_a.shape, f_b.shape
-    backend = dispatch.remembered.get(
-        (shape_a, shape_b, a.shape, b.shape, f_a.dtype, lengths_a is None, lengths_b is None)
-    )
+    kind: tuple[Any, ...] = shape_a, shape_b, a.shape, b.shape, f_a.dtype
+    if lengths_a is lengths_b is None:
+        backend = dispatch.remembered.get(kind)
+        return _served(backend, (f_a, f_b, a, b), ()) if backend is not None and _ordinary(f_a, f_b, a, b) else None
+    backend = dispatch.remembered.get((*kind, lengths_a is None, lengths_b is None))
     if backend is None or not _ordinary(f_a, f_b, a, b):
         return None
-    if full:
-        return _served(backend, (f_a, f_b, a, b), ())
     if len(shape_a) != 3 or not (_is_extent(lengths_a, _LENGTHS, shape_a) and _is_extent(lengths_b, _LENGTHS, shape_b)):
         return None
     return _served(backend, (f_a, f_b, a, b), (lengths_a, lengths_b, shape_a[1], shape_b[1]))
@@ -90,8 +89,8 @@ def remember(a: Side, b: Side) -> None:
     if a.f.ndim == 2 and len(extents) == 2:
         dispatch.remembered[a.f.shape[1], a.x.shape[1], b.x.shape[1], a.f.dtype] = backend
     else:
-        kinds = a.extent is None, b.extent is None
-        dispatch.remembered[(a.f.shape, b.f.shape, a.x.shape, b.x.shape, a.f.dtype, *kinds)] = backend
+        absent = (a.extent is None, b.extent is None) if extents else ()
+        dispatch.remembered[(a.f.shape, b.f.shape, a.x.shape, b.x.shape, a.f.dtype, *absent)] = backend
 
 
 def _ordinary(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor) -> bool:

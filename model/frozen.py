@@ -213,7 +213,8 @@ class FrozenDecomposableAttention(nn.Module):
     def _derived(self, derive: Callable[[], Any]) -> Any:
         """What a backend derives from the buffers, anew where one has changed since."""
         buffers = self._buffers.values()  # the module's own walk over them takes 10 µs
-        state = [derive.__qualname__, *[(id(t), 0 if t.is_inference() else t._version) for t in buffers]]
+        versions = [(id(t), 0 if t.is_inference() else t._version) for t in buffers if t is not None]
+        state = [derive.__qualname__, *versions]
         if self._kept[0] != state:
             self._kept = state, derive()
         return self._kept[1]
