@@ -47,12 +47,13 @@ void for_each_pair(const Extent& a, const Extent& b, int64_t width, F&& f) {
   const int64_t work = (m * n / 4 + m + n) * width + 1, least = shared ? 1 : std::max<int64_t>(1, 200000 / work);
   const int64_t workers = std::min(threads, (tasks + least - 1) / least);
   const int64_t step = shared ? 1 : std::max<int64_t>(1, tasks / (16 * std::max<int64_t>(1, workers)));
+  const bool many = tasks >= 8 * workers;  // a thread may know its next pairs early, and no other waits for them
   std::atomic<int64_t> taken = 0;
   auto take = [&] { return std::min(taken.fetch_add(step, std::memory_order_relaxed), tasks); };
   torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
-    for (int64_t at = take(), next; at < tasks; at = next) {
+    for (int64_t at = take(), next = tasks; at < tasks; at = many ? next : take()) {
       const int64_t end = std::min(at + step, tasks);
-      next = take();
+      if (many) next = take();
       for (int64_t i = at; i < end; ++i) {
         const int64_t then = i + 1 < end ? i + 1 : next < tasks ? next : i;
         f(Task{i / parts, then / parts, static_cast<int>(i % parts), static_cast<int>(parts)});
