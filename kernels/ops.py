@@ -141,9 +141,15 @@ def gradient(
     bias = operands[6]
     bias_grad = bias is not None and needed[6]
     found = _backward(*sides(*operands), outputs, arrived, bias_grad)
-    # summed over what was broadcast before it is rounded to the bias' own dtype
-    dbias = found.bias.sum_to_size(bias.shape).to(bias.dtype) if bias_grad and found.bias is not None else None
+    dbias = _summed(found.bias, bias) if bias_grad and found.bias is not None else None
     return found.f_a, found.f_b, found.a, found.b, None, None, dbias, *(None,) * 8
+
+
+def _summed(whole: Tensor, bias: Tensor) -> Tensor:
+    """The gradient of a bias from that of what it was broadcast to: summed before it is rounded to the bias' own dtype,
+    over the first dimension last, as torch.func does where that dimension is mapped: the same bits."""
+    kept = (1,) * (whole.ndim - bias.ndim) + tuple(bias.shape)
+    return whole.sum_to_size(whole.shape[0], *kept[1:]).sum_to_size(bias.shape).to(bias.dtype)
 
 
 class _Transformed(torch.autograd.Function):

@@ -20,6 +20,7 @@ from ..kernels.native import cuda_frozen as cuda
 from ..kernels.native import frozen as native
 from ..kernels.ops import unobserved
 from ..kernels.triton import frozen as triton
+from ..kernels.triton import interprets
 from . import plain
 from .ids import Pair, check_ids, padded_pair
 from .masks import as_mask, check_mask
@@ -130,7 +131,7 @@ class FrozenDecomposableAttention(nn.Module):
         if name is not None:
             candidates: tuple[str, ...] = (name,)
         else:
-            candidates = tuple(GPU_KERNELS) if table.is_cuda else ("native",)
+            candidates = tuple(GPU_KERNELS) if table.is_cuda or interprets() else ("native",)
         for candidate in candidates:
             if candidate not in GPU_KERNELS:
                 return "reference"

@@ -78,8 +78,8 @@ int forward_steps(int m, int n, int width_a, int width_b) {
 }
 template <class E>
 int backward_steps(int m, int n, int width_f, int width_a, int width_b) {
-  return 3 * dots_steps<E>(m, n) + combine_steps<E>(m, width_f) + combine_steps<E>(n, width_f) + combine_steps<E>(m, width_a) +
-         combine_steps<E>(n, width_b);
+  return 3 * dots_steps<E>(m, n) + combine_steps<E>(m, width_f) + combine_steps<E>(n, width_f) +
+         combine_steps<E>(m, width_a) + combine_steps<E>(n, width_b);
 }
 
 namespace detail {
@@ -210,8 +210,8 @@ class Workshop {
   Ahead& ahead_;
 };
 
-// A block of e, its columns padded to whole vectors with -inf. f_b: of side b. passes: null, or room for 1 where the clamp lets a
-// gradient through and 0 where not.
+// A block of e, its columns padded to whole vectors with -inf. f_b: of side b. passes: null, or room for 1 where the
+// clamp lets a gradient through and 0 where not.
 template <class E, class T, class B>
 void scores(
     const Workshop<E>& shop, const Tokens<E>& a, Turned<E>& f_b, const Block& at, const Rule<T>& rule,

@@ -31,7 +31,7 @@ def unsupported_on(device: torch.device, dtype: torch.dtype) -> list[str]:
     reasons = []
     if dtype == torch.float64:
         reasons.append("float64 is for the reference and native CPU backends; use float32 or lower")
-    if device.type == "cpu" and not _interprets():
+    if device.type == "cpu" and not interprets():
         reasons.append("Triton runs on GPU tensors (TRITON_INTERPRET=1 interprets it on the CPU, slowly, for testing)")
     elif device.type not in ("cpu", "cuda"):
         reasons.append(f"Triton kernels are not built for {device.type!r} devices")
@@ -76,7 +76,7 @@ def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _interprets() -> bool:
+def interprets() -> bool:
     """Whether Triton is asked to interpret; on the CPU nothing else is worth importing it for."""
     return _ASKED if "triton" not in sys.modules else _trouble() is not None or _knob()
 
