@@ -29,6 +29,12 @@ bool modest(const T* lse, int count) {
   return std::all_of(lse, lse + count, [](T x) { return -kModest<T> <= x && x <= kModest<T>; });
 }
 
+// Weights of both softmaxes. Not a std::pair: that takes references, and vectors on the stack may lie unaligned.
+template <class T>
+struct Weights {
+  Vec<T> along, across;
+};
+
 // Weights of a block that is the whole pair, in place of e: P's in p up to a factor a row, gain_a, and Q's up to one a
 // column, gain_b, in q, or in p too if they are shared. To the deltas comes <dout, out>, a mean of what stands in a row of
 // dp or a column of dq: taken from its first number on, and under these very weights, so that the differences from it,
@@ -63,14 +69,14 @@ void weigh_whole(
         each([&](Vec<T> e, int k, int) ALWAYS_INLINE {
           const Vec<T> weight = exp<T>(e);
           store(p + k, weight);
-          return std::pair(weight, weight);
+          return Weights<T>{weight, weight};
         });
       } else {
         each([&](Vec<T> e, int k, int j) ALWAYS_INLINE {
           const Vec<T> along = exp<T>(e - lse_a[i + r]), across = exp<T>(e - load(lse_b + j));
           store(p + k, along);
           store(q + k, across);
-          return std::pair(along, across);
+          return Weights<T>{along, across};
         });
       }
     }
@@ -130,17 +136,17 @@ void align_backward(
         if (whole) {
           const T* columns = shared ? p : q;
           each([&](int k, int j) ALWAYS_INLINE {
-            return std::pair(load(p + k) * gain_a[i], load(columns + k) * load(gain_b + j));
+            return Weights<T>{load(p + k) * gain_a[i], load(columns + k) * load(gain_b + j)};
           });
         } else if (shared) {
           const T gain = exp<T>(fill(-lse_a[i]))[0];
           each([&](int k, int j) ALWAYS_INLINE {
             const Vec<T> weight = exp<T>(load(p + k));
-            return std::pair(weight * gain, weight * load(gain_b + j));
+            return Weights<T>{weight * gain, weight * load(gain_b + j)};
           });
         } else {
           each([&](int k, int j) ALWAYS_INLINE {
-            return std::pair(exp<T>(load(p + k) - lse_a[i]), exp<T>(load(p + k) - load(lse_b + j)));
+            return Weights<T>{exp<T>(load(p + k) - lse_a[i]), exp<T>(load(p + k) - load(lse_b + j))};
           });
         }
       };
