@@ -40,7 +40,8 @@ def serve(
     backend = dispatch.remembered.get((*kind, lengths_a is None, lengths_b is None))
     if backend is None or not _ordinary(f_a, f_b, a, b):
         return None
-    if len(shape_a) != 3 or not (_is_extent(lengths_a, _LENGTHS, shape_a) and _is_extent(lengths_b, _LENGTHS, shape_b)):
+    given = [t for t in (lengths_a, lengths_b) if t is not None]
+    if len(shape_a) != 3 or not all(_is_extent(t, _LENGTHS, shape_a[0]) for t in given):
         return None
     return _served(backend, (f_a, f_b, a, b), (lengths_a, lengths_b, shape_a[1], shape_b[1]))
 
@@ -63,7 +64,8 @@ def serve_packed(
         or shape_b[1] != shape_a[1]
         or not (0 < shape_a[0] == values_a[0] and 0 < shape_b[0] == values_b[0])
         or not (int is type(max_length_a) is type(max_length_b) and max_length_a >= 0 and max_length_b >= 0)
-        or not (_is_extent(offsets_a, (torch.int32,)) and _is_extent(offsets_b, (torch.int32,), offsets_a.shape))
+        or not (type(offsets_a) is Tensor and offsets_a.numel() > 0)
+        or not all(_is_extent(t, (torch.int32,), offsets_a.numel()) for t in (offsets_a, offsets_b))
         or not _ordinary(f_a, f_b, a, b)
     ):
         return None
@@ -106,12 +108,11 @@ def _ordinary(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor) -> bool:
     )
 
 
-def _is_extent(t: Tensor | None, dtypes: tuple[torch.dtype, ...], like: torch.Size | None = None) -> bool:
-    """Whether t is None, or as an extent should be: as many numbers as `like` says first, one after another."""
-    if t is None:
-        return True
-    shape_fits = type(t) is Tensor and t.ndim == 1 and t.shape[0] == (like[0] if like else max(t.shape[0], 1))
-    return shape_fits and t.dtype in dtypes and t.is_cpu and t.layout is torch.strided and t.is_contiguous()
+def _is_extent(t: object, dtypes: tuple[torch.dtype, ...], count: int) -> bool:
+    """Whether t is so many numbers, one after another, as a kernel reads them."""
+    if type(t) is not Tensor or t.shape != (count,):
+        return False
+    return t.dtype in dtypes and t.is_cpu and t.layout is torch.strided and t.is_contiguous()
 
 
 def _served(backend: Any, operands: tuple[Tensor, ...], extents: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:

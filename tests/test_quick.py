@@ -189,12 +189,16 @@ def test_extents_of_another_kind_go_the_long_way(operands):
         assert quick_padded(operands, lengths) is None
     for offsets, most in (
         ((OFFSETS[0].long(), OFFSETS[1]), (9, 7)),
+        ((None, OFFSETS[1]), (9, 7)),
+        ((OFFSETS[0], None), (9, 7)),
         ((OFFSETS[0], OFFSETS[1][:3]), (9, 7)),
         ((OFFSETS[0][:0], OFFSETS[1][:0]), (9, 7)),
         (OFFSETS, (9.0, 7)),
         (OFFSETS, (9, -1)),
     ):
         assert quick_packed(operands, offsets, most) is None
+    with pytest.raises(TypeError, match="offsets_b must be a tensor, not NoneType"):
+        packed(operands, (OFFSETS[0], None))
     f_a, f_b, a, b = (t.flatten(0, 1) for t in operands)
     assert quick.serve_packed(f_a, f_b, a[1:], b, *OFFSETS, 9, 7) is None
     assert quick.serve_packed(f_a, f_b[:, 1:], a, b, *OFFSETS, 9, 7) is None
