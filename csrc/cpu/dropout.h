@@ -1,7 +1,9 @@
 // Dropout without state: whether a number stays follows from the seed and the number's place alone, so that the
 // backward pass finds the same ones without a mask.
 //
-// A place is mixed twice, a key of the seed before each: four multiplications for a number, on every vector width. Places of one call never share a hash, for each round is a bijection.
+// Places lie in runs of 4096. A run's key is its number, mixed twice, with a key of the seed before each; a place is mixed
+// once, with the run's key: two multiplications for a number, on every vector width. Places of a run never share a hash, for
+// `mix` is a bijection.
 #pragma once
 
 #include <cstdint>
@@ -30,12 +32,12 @@ class Dropout {
     using T = Compute<S>;
     const T scale = (T)scale_;
     while (count > 0) {
-      const uint32_t low = (uint32_t)from, key = second_ + mix((uint32_t)((uint64_t)from >> 32));
-      const int64_t whole = (int64_t)1 << 32;
-      const int64_t n = count < whole - low ? count : whole - low;
+      const uint64_t run = (uint64_t)from / kRun;
+      const uint32_t key = mix(mix((uint32_t)run ^ first_) + second_ + mix((uint32_t)(run >> 32)));
+      const uint32_t first = (uint32_t)((uint64_t)from % kRun);
+      const int64_t n = count < kRun - first ? count : kRun - first;
       for (int64_t i = 0; i < n; ++i) {
-        const uint32_t hash = mix(mix((low + (uint32_t)i) ^ first_) + key);
-        const T value = hash >= least_ ? widen(x[i]) * scale : T(0);
+        const T value = mix((first + (uint32_t)i) ^ key) >= least_ ? widen(x[i]) * scale : T(0);
         narrow(value, out + i);
       }
       from += n, x += n, out += n, count -= n;
@@ -43,6 +45,8 @@ class Dropout {
   }
 
  private:
+  static constexpr int64_t kRun = 4096;
+
   bool on_;
   uint32_t first_, second_, least_;
   double scale_;

@@ -115,18 +115,19 @@ class Frozen {
       const int ld = row_room<E>(2 * width());
       float* rows = arena.take<float>(static_cast<std::size_t>(count) * ld);
       for (int i = 0; i < count; ++i) std::memcpy(rows + i * ld, sums + i * room, sizeof(float) * ld);
+      Ahead nothing;
       const float* hidden = rows;
       int hidden_ld = ld;
       for (const Layer<E>* layer : {&layers_.first, &layers_.second}) {
         const int next_ld = row_room<E>(layer->out);
         float* next = arena.take<float>(static_cast<std::size_t>(count) * next_ld);
         std::fill_n(next, static_cast<std::size_t>(count) * next_ld, 0.0f);
-        linear(as_elements<E>(hidden, count, hidden_ld, arena), hidden_ld / kPer<E>, count, *layer,
+        linear(as_elements<E>(hidden, count, hidden_ld, arena), hidden_ld / kPer<E>, count, *layer, nothing,
                [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(next + r * next_ld + d, relu(v)); });
         hidden = next;
         hidden_ld = next_ld;
       }
-      linear(as_elements<E>(hidden, count, hidden_ld, arena), hidden_ld / kPer<E>, count, layers_.scores,
+      linear(as_elements<E>(hidden, count, hidden_ld, arena), hidden_ld / kPer<E>, count, layers_.scores, nothing,
              [&](int r, int d, Vec<float> v) {
                float* out = scores + (pair + r) * classes + d;
                for (int c = 0; c < std::min(lanes<float>, classes - d); ++c) out[c] = v[c];

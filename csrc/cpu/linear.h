@@ -158,22 +158,21 @@ void linear_tiles(const E* x, int ld, int rows, const Layer<E>& layer, A& ahead,
   });
 }
 
+template <class E>
+int linear_steps(int rows, const Layer<E>& layer) {
+  const int vectors = layer.padded_out() / lanes<E>;
+  return (rows + kBlockRows - 1) / kBlockRows * ((vectors + kBlockColumns - 1) / kBlockColumns);
+}
+
 // take(row, column, vector) for every whole vector of outputs.
 template <class E, class F>
-void linear(const E* x, int ld, int rows, const Layer<E>& layer, F&& take) {
-  Ahead nothing;
-  linear_tiles(x, ld, rows, layer, nothing, [&](int i, auto mr, int d, auto nv, const float* sums) ALWAYS_INLINE {
+void linear(const E* x, int ld, int rows, const Layer<E>& layer, Ahead& ahead, F&& take) {
+  linear_tiles(x, ld, rows, layer, ahead, [&](int i, auto mr, int d, auto nv, const float* sums) ALWAYS_INLINE {
     constexpr int W = lanes<E>;
     unroll<mr>([&](auto r) ALWAYS_INLINE {
       unroll<nv>([&](auto v) ALWAYS_INLINE { take(i + r, d + v * W, load(sums + (r * nv + v) * W)); });
     });
   });
-}
-
-template <class E>
-int linear_steps(int rows, const Layer<E>& layer) {
-  const int vectors = layer.padded_out() / lanes<E>;
-  return (rows + kBlockRows - 1) / kBlockRows * ((vectors + kBlockColumns - 1) / kBlockColumns);
 }
 
 // Room for a row that is padded to whole vectors of elements, in numbers.

@@ -8,12 +8,14 @@
 #include <vector>
 
 #include "tensors.h"
+#include "threads.h"
 
 namespace coalign {
 namespace {
 
-constexpr int64_t kShareRows = 768;  // at most in a share of the weights' gradients
-constexpr int64_t kMostShares = 64;
+// Rows are divided into shares, whose gradients of weights are added up: of at most so many rows, while they are not too
+// many.
+constexpr int64_t kShareRows = 4 * kMlpRows, kMostShares = 64;
 
 // f(S{}) for the types in which a network's numbers may lie in memory.
 template <class F>
@@ -50,6 +52,12 @@ MlpSizes sizes_of(const Tensor& x, const Maybe& x2, const Tensor& w1, const Tens
   return {width(x), x2.has_value() ? width(*x2) : 0, static_cast<int>(w1.size(0)), static_cast<int>(w2.size(0))};
 }
 
+// Blocks of at most kMlpRows rows, and of half as many where all threads would otherwise not have one.
+int64_t blocks_of(int64_t rows) {
+  const int64_t whole = (rows + kMlpRows - 1) / kMlpRows, halves = (2 * rows + kMlpRows - 1) / kMlpRows;
+  return whole >= 4 * static_cast<int64_t>(torch::stable::get_num_threads()) ? whole : halves;
+}
+
 std::tuple<Tensor, Tensor> mlp(
     Tensor x, Maybe x2, Tensor w1, Tensor b1, Tensor w2, Tensor b2, double p, int64_t seed, bool save) {
   const MlpSizes sizes = sizes_of(x, x2, w1, w2);
@@ -61,12 +69,12 @@ std::tuple<Tensor, Tensor> mlp(
     const Mlp<S> network(sizes, p, seed);
     Arena weights;
     const auto one = packed<S>(w1, b1, weights), two = packed<S>(w2, b2, weights);
-    torch::stable::parallel_for(0, rows, kMlpRows / 2, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; row += kMlpRows) {
-        network.forward(
-            data<S>(x), maybe_data<S>(x2), row, static_cast<int>(std::min<int64_t>(kMlpRows, end - row)), one, two,
-            save ? data<S>(hidden) : nullptr, data<S>(y), Arena::of_this_thread());
-      }
+    const int64_t blocks = blocks_of(rows);
+    auto block = [&](int64_t k) { return Block{rows * k / blocks, rows * (k + 1) / blocks}; };
+    share_out(blocks, torch::stable::get_num_threads(), 1, true, [&](int64_t k, int64_t next) {
+      network.forward(
+          data<S>(x), maybe_data<S>(x2), block(k), block(next), one, two, save ? data<S>(hidden) : nullptr, data<S>(y),
+          Arena::of_this_thread());
     });
   });
   return {y, hidden};
@@ -80,8 +88,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_backward(
   const int64_t rows = x.size(0), in = sizes.in(), h = sizes.hidden, out = sizes.out;
   const Tensor dx = torch::stable::new_empty(x, {want_x ? rows : 0, sizes.x});
   const Tensor dx2 = torch::stable::new_empty(x, {want_x2 ? rows : 0, sizes.x2});
-  int64_t shares = 1;
-  while (shares < kMostShares && shares * kShareRows < rows) shares *= 2;  // even for 2, 4, ... threads
+  const int64_t shares =
+      std::clamp<int64_t>((rows + kShareRows - 1) / kShareRows, std::min<int64_t>(4, 1 + rows / kMlpRows), kMostShares);
   const int64_t at_b1 = h * in, at_w2 = at_b1 + h, at_b2 = at_w2 + out * h, each = at_b2 + out;
   const Tensor parts = floats({shares, each});
   with_network(x, [&](auto s) {
@@ -90,17 +98,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_backward(
     Arena weights;
     const auto one = turned<S>(w1, weights), two = turned<S>(w2, weights);
     const MlpRows<S> saved{data<S>(x), maybe_data<S>(x2), data<S>(hidden), data<S>(y)};
-    torch::stable::parallel_for(0, shares, 1, [&](int64_t first, int64_t last) {
-      for (int64_t share = first; share < last; ++share) {
-        float* sums = data<float>(parts) + share * each;
-        const int64_t begin = rows * share / shares, end = rows * (share + 1) / shares;
-        if (begin == end) std::fill_n(sums, each, 0.0f);
-        for (int64_t row = begin; row < end; row += kMlpRows) {
-          network.backward(
-              data<S>(dy), saved, row, static_cast<int>(std::min<int64_t>(kMlpRows, end - row)), one, two, row > begin,
-              {sums, sums + at_b1, sums + at_w2, sums + at_b2}, want_x ? data<S>(dx) : nullptr,
-              want_x2 ? data<S>(dx2) : nullptr, Arena::of_this_thread());
-        }
+    share_out(shares, [&](int64_t share) {
+      float* sums = data<float>(parts) + share * each;
+      const int64_t begin = rows * share / shares, end = rows * (share + 1) / shares;
+      if (begin == end) std::fill_n(sums, each, 0.0f);
+      auto block = [&](int64_t from) { return Block{std::min(from, end), std::min(from + kMlpRows, end)}; };
+      for (int64_t row = begin; row < end; row += kMlpRows) {
+        network.backward(
+            data<S>(dy), saved, block(row), block(row + kMlpRows), one, two, row > begin,
+            {sums, sums + at_b1, sums + at_w2, sums + at_b2}, want_x ? data<S>(dx) : nullptr,
+            want_x2 ? data<S>(dx2) : nullptr, Arena::of_this_thread());
       }
     });
   });

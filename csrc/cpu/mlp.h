@@ -41,6 +41,12 @@ struct MlpSums {
   float *w1, *b1, *w2, *b2;
 };
 
+// Rows that are computed together: kMlpRows at most.
+struct Block {
+  int64_t from, to;
+  int count() const { return static_cast<int>(to - from); }
+};
+
 // Blocks of rows on one thread.
 template <class S, class E = Element<S>>
 class Mlp {
@@ -48,49 +54,64 @@ class Mlp {
   Mlp(const MlpSizes& sizes, double p, int64_t seed)
       : sizes_(sizes), first_(p, seed, 1), second_(p, seed, 2) {}
 
-  // hidden may be null where no backward pass will follow.
+  // hidden may be null where no backward pass will follow. next: rows that may follow on this thread.
   void forward(
-      const S* x, const S* x2, int64_t row, int rows, const Layer<E>& one, const Layer<E>& two, S* hidden, S* y,
+      const S* x, const S* x2, Block at, Block next, const Layer<E>& one, const Layer<E>& two, S* hidden, S* y,
       Arena& arena) const {
+    const int rows = at.count();
     const int ld = row_room<E>(sizes_.in()), ldh = row_room<E>(sizes_.hidden), ldo = row_room<E>(sizes_.out);
     float* in = block(ld, arena);
     float* inner = block(ldh, arena);
     float* outer = block(ldo, arena);
-    gather(x, x2, row, rows, in, ld);
-    linear(as_elements<E>(in, rows, ld, arena), ld / kPer<E>, rows, one,
+    gather(x, x2, at, in, ld);
+    Ahead to_write, to_read;
+    if (hidden != nullptr) want_rows<true>(hidden, at, sizes_.hidden, to_write);
+    to_write.spread(linear_steps(rows, one));
+    linear(as_elements<E>(in, rows, ld, arena), ld / kPer<E>, rows, one, to_write,
            [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(inner + r * ldh + d, relu(v)); });
     for (int r = 0; r < rows; ++r) {
       float* from = inner + r * ldh;
-      if (second_.on()) second_.apply(from, (row + r) * sizes_.hidden, sizes_.hidden, from);
-      if (hidden != nullptr) narrow_row(from, sizes_.hidden, hidden + (row + r) * sizes_.hidden);
+      const int64_t place = (at.from + r) * sizes_.hidden;
+      if (second_.on()) second_.apply(from, place, sizes_.hidden, from);
+      if (hidden != nullptr) narrow_row(from, sizes_.hidden, hidden + place);
       std::fill(from + sizes_.hidden, from + ldh, 0.0f);
     }
-    linear(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, two,
+    want_rows<true>(y, at, sizes_.out, to_read);
+    want_rows(x, next, sizes_.x, to_read);
+    want_rows(x2, next, sizes_.x2, to_read);
+    to_read.spread(linear_steps(rows, two));
+    linear(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, two, to_read,
            [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(outer + r * ldo + d, relu(v)); });
-    for (int r = 0; r < rows; ++r) narrow_row(outer + r * ldo, sizes_.out, y + (row + r) * sizes_.out);
+    for (int r = 0; r < rows; ++r) narrow_row(outer + r * ldo, sizes_.out, y + (at.from + r) * sizes_.out);
   }
 
   // Adds to the sums of the block's share, or begins them. dx, dx2: null where nobody wants them. one, two: the layers
   // turned round.
   void backward(
-      const S* dy, const MlpRows<S>& saved, int64_t row, int rows, const Layer<E>& one, const Layer<E>& two, bool add,
+      const S* dy, const MlpRows<S>& saved, Block at, Block next, const Layer<E>& one, const Layer<E>& two, bool add,
       const MlpSums& sums, S* dx, S* dx2, Arena& arena) const {
-    const int in = sizes_.in(), hidden = sizes_.hidden, out = sizes_.out;
+    const int rows = at.count(), in = sizes_.in(), hidden = sizes_.hidden, out = sizes_.out;
     const int ld = row_room<E>(in), ldh = row_room<E>(hidden), ldo = row_room<E>(out);
     float* outer = block(ldo, arena);
     float* inner = block(ldh, arena);
     float* x = block(ld, arena);
-    const auto [open, ld_open] = as_floats(saved.hidden + row * hidden, rows, hidden, ldh, arena);
     for (int r = 0; r < rows; ++r) {
-      const S *g = dy + (row + r) * out, *y = saved.y + (row + r) * out;
+      const S *g = dy + (at.from + r) * out, *y = saved.y + (at.from + r) * out;
       float* to = outer + r * ldo;
       for (int d = 0; d < out; ++d) to[d] = widen(y[d]) <= 0 ? 0 : widen(g[d]);
       std::fill(to + out, to + ldo, 0.0f);
     }
     sum_rows(outer, ldo, rows, out, add, sums.b2);
-    outer_product(outer, ldo, out, open, ld_open, rows, hidden, add, sums.w2, arena);
-    linear(as_elements<E>(outer, rows, ldo, arena), ldo / kPer<E>, rows, two,
+    Ahead first, second, third;  // what the other half of the block, and the next one, will read
+    want_rows(saved.hidden, at, hidden, first);
+    first.spread(linear_steps(rows, two));
+    linear(as_elements<E>(outer, rows, ldo, arena), ldo / kPer<E>, rows, two, first,
            [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(inner + r * ldh + d, v); });
+    const auto [open, ld_open] = as_floats(saved.hidden + at.from * hidden, rows, hidden, ldh, arena);
+    want_rows(saved.x, at, sizes_.x, second);
+    want_rows(saved.x2, at, sizes_.x2, second);
+    second.spread(combine_steps<E>(out, hidden));
+    outer_product(outer, ldo, out, open, ld_open, rows, hidden, add, sums.w2, second, arena);
     const float scale = static_cast<float>(second_.scale());
     for (int r = 0; r < rows; ++r) {
       const float* h = open + r * ld_open;
@@ -98,21 +119,38 @@ class Mlp {
       for (int d = 0; d < hidden; ++d) g[d] = h[d] <= 0 ? 0 : g[d] * scale;
     }
     sum_rows(inner, ldh, rows, hidden, add, sums.b1);
-    gather(saved.x, saved.x2, row, rows, x, ld);
-    outer_product(inner, ldh, hidden, x, ld, rows, in, add, sums.w1, arena);
+    gather(saved.x, saved.x2, at, x, ld);
+    want_rows(dy, next, out, third);
+    want_rows(saved.y, next, out, third);
+    third.spread(combine_steps<E>(hidden, in));
+    outer_product(inner, ldh, hidden, x, ld, rows, in, add, sums.w1, third, arena);
     if (dx == nullptr && dx2 == nullptr) return;
-    linear(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, one,
+    Ahead to_write;
+    if (dx != nullptr) want_rows<true>(dx, at, sizes_.x, to_write);
+    if (dx2 != nullptr) want_rows<true>(dx2, at, sizes_.x2, to_write);
+    to_write.spread(linear_steps(rows, one));
+    linear(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, one, to_write,
            [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(x + r * ld + d, v); });
     for (int r = 0; r < rows; ++r) {
       float* g = x + r * ld;
-      if (first_.on()) first_.apply(g, (row + r) * in, in, g);
-      if (dx != nullptr) narrow_row(g, sizes_.x, dx + (row + r) * sizes_.x);
-      if (dx2 != nullptr) narrow_row(g + sizes_.x, sizes_.x2, dx2 + (row + r) * sizes_.x2);
+      const int64_t row = at.from + r;
+      if (first_.on()) first_.apply(g, row * in, in, g);
+      if (dx != nullptr) narrow_row(g, sizes_.x, dx + row * sizes_.x);
+      if (dx2 != nullptr) narrow_row(g + sizes_.x, sizes_.x2, dx2 + row * sizes_.x2);
     }
   }
 
  private:
   static float* block(int ld, Arena& arena) { return arena.take<float>(static_cast<std::size_t>(kMlpRows) * ld); }
+
+  // Adjacent rows, to be fetched ahead.
+  template <bool WRITTEN = false>
+  static void want_rows(const S* data, Block at, int width, Ahead& ahead) {
+    if (data == nullptr) return;
+    const S* from = data + at.from * width;
+    const std::size_t bytes = sizeof(S) * at.count() * width;
+    WRITTEN ? ahead.want_to_write(const_cast<S*>(from), bytes) : ahead.want(from, bytes);
+  }
 
   static void copy_row(const S* from, int width, float* to) {
     for (int d = 0; d < width; ++d) to[d] = widen(from[d]);
@@ -130,11 +168,11 @@ class Mlp {
   }
 
   // dropout([x, x2]), padded with zeros.
-  void gather(const S* x, const S* x2, int64_t row, int rows, float* to, int ld) const {
-    for (int r = 0; r < rows; ++r, to += ld) {
-      copy_row(x + (row + r) * sizes_.x, sizes_.x, to);
-      if (x2 != nullptr) copy_row(x2 + (row + r) * sizes_.x2, sizes_.x2, to + sizes_.x);
-      if (first_.on()) first_.apply(to, (row + r) * sizes_.in(), sizes_.in(), to);
+  void gather(const S* x, const S* x2, Block at, float* to, int ld) const {
+    for (int64_t row = at.from; row < at.to; ++row, to += ld) {
+      copy_row(x + row * sizes_.x, sizes_.x, to);
+      if (x2 != nullptr) copy_row(x2 + row * sizes_.x2, sizes_.x2, to + sizes_.x);
+      if (first_.on()) first_.apply(to, row * sizes_.in(), sizes_.in(), to);
       std::fill(to + sizes_.in(), to + ld, 0.0f);
     }
   }
@@ -149,7 +187,7 @@ class Mlp {
   // sum[o][i] (+)= Σ_r g[r][o] x[r][i].
   static void outer_product(
       const float* g, int ldg, int out, const float* x, int ldx, int rows, int width, bool add, float* sum,
-      Arena& arena) {
+      Ahead& ahead, Arena& arena) {
     const Arena::Mark mark = arena.mark();
     const E* from = across_rows(g, ldg, rows, arena);
     const E* to = across_rows(x, ldx, rows, arena);
@@ -157,13 +195,12 @@ class Mlp {
     const E** weights = arena.take<const E*>(out);
     const E** values = arena.take<const E*>(terms);
     float** sums = arena.take<float*>(out);
-    Ahead nothing;
     for (int o = 0; o < out; ++o) {
       weights[o] = from + o;
       sums[o] = sum + static_cast<std::size_t>(o) * width;
     }
     for (int r = 0; r < terms; ++r) values[r] = to + static_cast<std::size_t>(r) * ldx;
-    combine(weights, ldg, values, terms, width, sums, out, Fold<float>{add}, nothing);
+    combine(weights, ldg, values, terms, width, sums, out, Fold<float>{add}, ahead);
     arena.release(mark);
   }
 

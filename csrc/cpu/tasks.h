@@ -1,11 +1,8 @@
 // A call's work as tasks for torch's threads: pairs, or parts of pairs where there are fewer pairs than threads.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
-#include <atomic>
-
 #include "call.h"
+#include "threads.h"
 
 namespace coalign {
 
@@ -33,10 +30,9 @@ struct Task {
   bool first_of_columns() const { return part == (parts == 1 ? 0 : parts / 2); }
 };
 
-// f(task) for every pair, on torch's threads. Each takes some pairs at a time until none is left: sentences differ in
-// length, and on a busy machine threads in speed. Enough of them pay for waking a thread. Where there are too few pairs
-// for the threads, and enough work in one, a pair is done in parts: its rows and its columns, and these by blocks.
-// width: of what is contracted.
+// f(task) for every pair, on torch's threads. Enough pairs pay for waking a thread. Where there are too few of them for
+// the threads, and enough work in one, a pair is done in parts: its rows and its columns, and these by blocks. width:
+// of what is contracted.
 template <class F>
 void for_each_pair(const Extent& a, const Extent& b, int64_t width, F&& f) {
   const int64_t pairs = a.pairs(), m = a.length(), n = b.length();
@@ -47,18 +43,8 @@ void for_each_pair(const Extent& a, const Extent& b, int64_t width, F&& f) {
   const int64_t work = (m * n / 4 + m + n) * width + 1, least = shared ? 1 : std::max<int64_t>(1, 200000 / work);
   const int64_t workers = std::min(threads, (tasks + least - 1) / least);
   const int64_t step = shared ? 1 : std::max<int64_t>(1, tasks / (16 * std::max<int64_t>(1, workers)));
-  const bool many = tasks >= 8 * workers;  // a thread may know its next pairs early, and no other waits for them
-  std::atomic<int64_t> taken = 0;
-  auto take = [&] { return std::min(taken.fetch_add(step, std::memory_order_relaxed), tasks); };
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
-    for (int64_t at = take(), next = tasks; at < tasks; at = many ? next : take()) {
-      const int64_t end = std::min(at + step, tasks);
-      if (many) next = take();
-      for (int64_t i = at; i < end; ++i) {
-        const int64_t then = i + 1 < end ? i + 1 : next < tasks ? next : i;
-        f(Task{i / parts, then / parts, static_cast<int>(i % parts), static_cast<int>(parts)});
-      }
-    }
+  share_out(tasks, workers, step, tasks >= 8 * workers, [&](int64_t i, int64_t next) {
+    f(Task{i / parts, next / parts, static_cast<int>(i % parts), static_cast<int>(parts)});
   });
 }
 
