@@ -98,7 +98,10 @@ class Mlp {
     for (int r = 0; r < rows; ++r) {
       const S *g = dy + (at.from + r) * out, *y = saved.y + (at.from + r) * out;
       float* to = outer + r * ldo;
-      for (int d = 0; d < out; ++d) to[d] = widen(y[d]) <= 0 ? 0 : widen(g[d]);
+      for (int d = 0; d < out; ++d) {
+        const float grad = widen(g[d]), value = widen(y[d]);  // both, always: a branch would be guessed wrong
+        to[d] = value <= 0 ? 0 : grad;
+      }
       std::fill(to + out, to + ldo, 0.0f);
     }
     sum_rows(outer, ldo, rows, out, add, sums.b2);
