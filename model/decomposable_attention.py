@@ -191,6 +191,8 @@ class DecomposableAttention(nn.Module):
             return inference.scores(self, X)
         # one look-up for both sides: its gradient is as large as the vocabulary, and so not made twice and added
         words = self._vectors(torch.cat([X.ids_a, X.ids_b]), None)
+        if torch.is_autocast_enabled(words.device.type) and words.dtype == torch.float32:
+            words = words.to(torch.get_autocast_dtype(words.device.type))  # once, for all that would each do it
         A, B = words.split([X.ids_a.shape[0], X.ids_b.shape[0]])
         if self.intra_attention is not None:
             A = self.intra_attention(A, offsets=X.offsets_a, max_length=X.max_length_a)

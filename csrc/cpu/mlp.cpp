@@ -70,7 +70,7 @@ std::tuple<Tensor, Tensor> mlp(
     Arena weights;
     const auto one = packed<S>(w1, b1, weights), two = packed<S>(w2, b2, weights);
     const int64_t blocks = blocks_of(rows);
-    auto block = [&](int64_t k) { return Block{rows * k / blocks, rows * (k + 1) / blocks}; };
+    auto block = [&](int64_t k) { return MlpBlock{rows * k / blocks, rows * (k + 1) / blocks}; };
     share_out(blocks, torch::stable::get_num_threads(), 1, true, [&](int64_t k, int64_t next) {
       network.forward(
           data<S>(x), maybe_data<S>(x2), block(k), block(next), one, two, save ? data<S>(hidden) : nullptr, data<S>(y),
@@ -102,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_backward(
       float* sums = data<float>(parts) + share * each;
       const int64_t begin = rows * share / shares, end = rows * (share + 1) / shares;
       if (begin == end) std::fill_n(sums, each, 0.0f);
-      auto block = [&](int64_t from) { return Block{std::min(from, end), std::min(from + kMlpRows, end)}; };
+      auto block = [&](int64_t from) { return MlpBlock{std::min(from, end), std::min(from + kMlpRows, end)}; };
       for (int64_t row = begin; row < end; row += kMlpRows) {
         network.backward(
             data<S>(dy), saved, block(row), block(row + kMlpRows), one, two, row > begin,

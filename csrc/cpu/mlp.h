@@ -42,7 +42,7 @@ struct MlpSums {
 };
 
 // Rows that are computed together: kMlpRows at most.
-struct Block {
+struct MlpBlock {
   int64_t from, to;
   int count() const { return static_cast<int>(to - from); }
 };
@@ -56,7 +56,7 @@ class Mlp {
 
   // hidden may be null where no backward pass will follow. next: rows that may follow on this thread.
   void forward(
-      const S* x, const S* x2, Block at, Block next, const Layer<E>& one, const Layer<E>& two, S* hidden, S* y,
+      const S* x, const S* x2, MlpBlock at, MlpBlock next, const Layer<E>& one, const Layer<E>& two, S* hidden, S* y,
       Arena& arena) const {
     const int rows = at.count();
     const int ld = row_room<E>(sizes_.in()), ldh = row_room<E>(sizes_.hidden), ldo = row_room<E>(sizes_.out);
@@ -88,7 +88,7 @@ class Mlp {
   // Adds to the sums of the block's share, or begins them. dx, dx2: null where nobody wants them. one, two: the layers
   // turned round.
   void backward(
-      const S* dy, const MlpRows<S>& saved, Block at, Block next, const Layer<E>& one, const Layer<E>& two, bool add,
+      const S* dy, const MlpRows<S>& saved, MlpBlock at, MlpBlock next, const Layer<E>& one, const Layer<E>& two, bool add,
       const MlpSums& sums, S* dx, S* dx2, Arena& arena) const {
     const int rows = at.count(), in = sizes_.in(), hidden = sizes_.hidden, out = sizes_.out;
     const int ld = row_room<E>(in), ldh = row_room<E>(hidden), ldo = row_room<E>(out);
@@ -148,7 +148,7 @@ class Mlp {
 
   // Adjacent rows, to be fetched ahead.
   template <bool WRITTEN = false>
-  static void want_rows(const S* data, Block at, int width, Ahead& ahead) {
+  static void want_rows(const S* data, MlpBlock at, int width, Ahead& ahead) {
     if (data == nullptr) return;
     const S* from = data + at.from * width;
     const std::size_t bytes = sizeof(S) * at.count() * width;
@@ -171,7 +171,7 @@ class Mlp {
   }
 
   // dropout([x, x2]), padded with zeros.
-  void gather(const S* x, const S* x2, Block at, float* to, int ld) const {
+  void gather(const S* x, const S* x2, MlpBlock at, float* to, int ld) const {
     for (int64_t row = at.from; row < at.to; ++row, to += ld) {
       copy_row(x + row * sizes_.x, sizes_.x, to);
       if (x2 != nullptr) copy_row(x2 + row * sizes_.x2, sizes_.x2, to + sizes_.x);
