@@ -42,22 +42,25 @@ class FeedForward(nn.Sequential):
             x = input if other is None else torch.cat([input, other], dim=-1)
             result: Tensor = super().forward(x)
             return result
-        layers: list[Any] = list(self)
-        one, two = layers[1], layers[len(layers) // 2 + 1]
         dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else input.dtype
-        x = input.reshape(-1, input.shape[-1]).to(dtype)
-        x2 = None if other is None else other.reshape(-1, other.shape[-1]).to(dtype)
-        operands = (x, x2, one.weight, one.bias, two.weight, two.bias)
+        operands = (*(t if t is None else _rows(t, dtype) for t in (input, other)), *self._weights())
         if _needs_grad(operands):
             y: Tensor = _Fused.apply(*operands, p, draw_seed() if p else 0)
         else:
             y = _forward(operands, p, draw_seed() if p else 0, save=False)[0]
-        return y.reshape(*input.shape[:-1], y.shape[-1])
+        return y if input.ndim == 2 else y.reshape(*input.shape[:-1], y.shape[-1])
 
     def is_unchanged(self) -> bool:
         """Whether the layers are still those that `mlp` made, without hooks."""
         kinds = (Dropout, nn.Linear, nn.ReLU, nn.Flatten)[: len(self) // 2]
-        return [type(layer) for layer in self] == [*kinds, *kinds] and not any(is_hooked(layer) for layer in self)
+        layers = self._modules.values()
+        return [type(layer) for layer in layers] == [*kinds, *kinds] and not any(map(is_hooked, layers))
+
+    def _weights(self) -> tuple[Tensor, ...]:
+        """Of both linear layers, each with its bias; None where one is no parameter. Attributes are slower to find."""
+        layers = list(self._modules.values())
+        of_each: Any = [layer._parameters for layer in (layers[1], layers[len(layers) // 2 + 1]) if layer is not None]
+        return tuple(of.get(name) for of in of_each for name in ("weight", "bias"))
 
     def _fused(self, input: Tensor, other: Tensor | None) -> float | None:
         """The dropout's rate, 0 where it is off, if the layers can run as one; else None."""
@@ -65,25 +68,28 @@ class FeedForward(nn.Sequential):
             return None
         if not self.is_unchanged():
             return None
-        layers: list[Any] = list(self)
+        layers: list[Any] = list(self._modules.values())
         half = len(layers) // 2
         if half == 4 and input.ndim != 2:
             return None
         rates = {layer.p if layer.training else 0.0 for layer in (layers[0], layers[half])}
-        one, two = layers[1], layers[half + 1]
-        weights = (one.weight, one.bias, two.weight, two.bias)
+        w1, _, w2, _ = weights = self._weights()
         if (
             len(rates) != 1
-            or one.bias is None
-            or two.bias is None
+            or any(t is None for t in weights)
             or not _fit(input, other, weights)
             or (other is not None and other.shape[:-1] != input.shape[:-1])
-            or input.shape[-1] + (0 if other is None else other.shape[-1]) != one.weight.shape[1]
-            or one.weight.shape[0] != two.weight.shape[1]
+            or input.shape[-1] + (0 if other is None else other.shape[-1]) != w1.shape[1]
+            or w1.shape[0] != w2.shape[1]
             or not on_native(input, other, *weights)
         ):
             return None
         return float(rates.pop())
+
+
+def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(*, d) as (rows, d)."""
+    return (x if x.ndim == 2 else x.reshape(-1, x.shape[-1])).to(dtype)
 
 
 def _fit(input: Tensor, other: Tensor | None, weights: tuple[Tensor, ...]) -> bool:
