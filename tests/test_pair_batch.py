@@ -188,12 +188,22 @@ def test_projected_words(route):
 
 
 def test_packed_runs_no_padding():
-    """Only tokens pass the networks: of 11 and 9, not of 5 x 5 and 5 x 4."""
+    """Only tokens pass the networks, both sides' at once: 11 and 9, not 5 x 5 and 5 x 4."""
     m, rows = model(), []
     for network in (m.attend.f, m.compare.g):
         network.register_forward_hook(lambda _m, inputs, _o: rows.append(tuple(inputs[0].shape[:-1])))
     m(batch())
-    assert rows == [(11,), (9,)] * 2
+    assert rows == [(20,)] * 2
+
+
+@pytest.mark.parametrize("side", "ab")
+def test_offsets_that_end_early_do_not_mix_the_sides(side):
+    packed = batch()
+    A, B = (torch.randn(len(ids), EMBED) for ids in (packed.ids_a, packed.ids_b))
+    offsets = {f"offsets_{s}": getattr(packed, f"offsets_{s}").clone() for s in "ab"}
+    offsets[f"offsets_{side}"][-1] -= 1
+    with pytest.raises(RuntimeError, match="size"):
+        Compare(2 * EMBED, HIDDEN)(A, B, A, B, **offsets)
 
 
 def test_the_same_bits_again():
