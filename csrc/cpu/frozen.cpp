@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "tensors.h"
+#include "threads.h"
 
 namespace coalign {
 namespace {
@@ -51,23 +52,6 @@ bool within(const Words& side, const Tensor& ids, const Maybe& extent) {
   return !side.extent.packed() || (number(0) == 0 && number(pairs) == ids.size(0));
 }
 
-// Pairs shared out so that each thread has about as many tokens: the first pair of so many shares, and the end.
-std::vector<int64_t> shares(const Words& a, const Words& b, int64_t threads) {
-  constexpr int64_t kClassifier = 4, kLeast = 40;  // in tokens: a pair's classifier, and what pays for waking a thread
-  const int64_t pairs = a.extent.pairs();
-  auto cost = [&](int64_t pair) { return a.extent.reach(pair) + b.extent.reach(pair) + kClassifier; };
-  int64_t total = 0, done = 0, pair = 0;
-  for (int64_t i = 0; i < pairs; ++i) total += cost(i);
-  const int64_t count = std::max<int64_t>(1, std::min(threads, total / kLeast));
-  std::vector<int64_t> first{0};
-  for (int64_t i = 1; i < count; ++i) {
-    while (pair < pairs && done * count < total * i) done += cost(pair++);
-    first.push_back(pair);
-  }
-  first.push_back(pairs);
-  return first;
-}
-
 enum Status : int64_t { kFine, kExtents, kIds };
 
 std::tuple<Tensor, int64_t> scores(
@@ -87,12 +71,19 @@ std::tuple<Tensor, int64_t> scores(
         layer<E>(output, h, static_cast<int>(classes))};
     const Frozen<S> model({part(0), part(1), part(2), table.size(0)}, a, b, layers, data<float>(sums));
     std::atomic<bool> known = true;
-    const std::vector<int64_t> starts = shares(a, b, torch::stable::get_num_threads());
-    torch::stable::parallel_for(0, static_cast<int64_t>(starts.size()) - 1, 1, [&](int64_t begin, int64_t end) {
-      const int64_t from = starts[begin], to = starts[end];
-      if (model.sum(from, to)) return model.classify(from, to, data<float>(found));
-      known = false;
+    // smaller groups where all threads would otherwise not have some; one of a few tokens does not pay for waking a thread
+    const int64_t tokens = ids_a.numel() + ids_b.numel(), threads = torch::stable::get_num_threads();
+    const std::vector<int64_t> first = model.groups(pairs, std::clamp(tokens / (4 * threads), kGroupRows / 2, kGroupRows));
+    const int64_t groups = static_cast<int64_t>(first.size()) - 1;
+    share_out(groups, threads, 1, groups >= 8 * threads, [&](int64_t group, int64_t next) {
+      const int64_t then = next == group ? groups : next;
+      if (!model.sum(first[group], first[group + 1], first[then], first[std::min(then + 1, groups)])) known = false;
     });
+    if (known) {
+      share_out((pairs + kPairsAtOnce - 1) / kPairsAtOnce, [&](int64_t part) {
+        model.classify(part * kPairsAtOnce, std::min((part + 1) * kPairsAtOnce, pairs), data<float>(found));
+      });
+    }
     return {found, known ? kFine : kIds};
   });
 }

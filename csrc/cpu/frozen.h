@@ -9,12 +9,15 @@
 // Rows of several pairs pass it together, so that its weights are read seldom.
 #pragma once
 
+#include <vector>
+
 #include "call.h"
 #include "linear.h"
 
 namespace coalign {
 
-constexpr int kGroupRows = 96;  // rows that pass the second layer together, if pairs fill them
+constexpr int64_t kGroupRows = 96;  // rows that pass the second layer together, if pairs fill them
+constexpr int64_t kPairsAtOnce = 6 * kBlockRows;  // that pass the classifier
 
 template <class E>
 struct FrozenLayers {
@@ -94,60 +97,24 @@ class Frozen {
   // Numbers that a pair's two sums take.
   static int sums_room(int width) { return row_room<E>(2 * width) + lanes<float>; }
 
-  // V_a and V_b of pairs from begin to end; false where a word is not in the vocabulary.
-  bool sum(int64_t begin, int64_t end) const {
-    for (int64_t from = begin, to = group_end(begin, end); from < to;) {
-      const int64_t next = group_end(to, end);
-      if (!sum_group(from, to, next)) return false;
-      from = to;
-      to = next;
-    }
-    return true;
-  }
-
-  // Scores of pairs from begin to end, from their sums: (pairs, classes).
-  void classify(int64_t begin, int64_t end, float* scores) const {
-    const int room = sums_room(width()), classes = layers_.scores.out;
-    for (int64_t pair = begin; pair < end; pair += kGroupRows) {
-      const int count = static_cast<int>(std::min<int64_t>(kGroupRows, end - pair));
-      Arena& arena = Arena::of_this_thread();
-      const float* sums = sums_ + pair * room;
-      const int ld = row_room<E>(2 * width());
-      float* rows = arena.take<float>(static_cast<std::size_t>(count) * ld);
-      for (int i = 0; i < count; ++i) std::memcpy(rows + i * ld, sums + i * room, sizeof(float) * ld);
-      Ahead nothing;
-      const float* hidden = rows;
-      int hidden_ld = ld;
-      for (const Layer<E>* layer : {&layers_.first, &layers_.second}) {
-        const int next_ld = row_room<E>(layer->out);
-        float* next = arena.take<float>(static_cast<std::size_t>(count) * next_ld);
-        std::fill_n(next, static_cast<std::size_t>(count) * next_ld, 0.0f);
-        linear(as_elements<E>(hidden, count, hidden_ld, arena), hidden_ld / kPer<E>, count, *layer, nothing,
-               [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(next + r * next_ld + d, relu(v)); });
-        hidden = next;
-        hidden_ld = next_ld;
+  // Pairs in groups of so many tokens, or of a pair that has more: the first pair of each, and the end.
+  std::vector<int64_t> groups(int64_t pairs, int64_t tokens) const {
+    std::vector<int64_t> first{0};
+    int64_t rows = 0;
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      if (pair > first.back() && rows + reach(pair) > tokens) {
+        first.push_back(pair);
+        rows = 0;
       }
-      linear(as_elements<E>(hidden, count, hidden_ld, arena), hidden_ld / kPer<E>, count, layers_.scores, nothing,
-             [&](int r, int d, Vec<float> v) {
-               float* out = scores + (pair + r) * classes + d;
-               for (int c = 0; c < std::min(lanes<float>, classes - d); ++c) out[c] = v[c];
-             });
+      rows += reach(pair);
     }
+    if (pairs > 0) first.push_back(pairs);
+    return first;
   }
 
- private:
-  int width() const { return table_.f.width; }
-  int reach(int64_t pair) const { return a_.extent.reach(pair) + b_.extent.reach(pair); }
-
-  // Where a group that starts with `pair` ends: before its rows become too many, but not at once.
-  int64_t group_end(int64_t pair, int64_t end) const {
-    int64_t to = pair;
-    for (int64_t rows = 0; to < end && (to == pair || rows + reach(to) <= kGroupRows); ++to) rows += reach(to);
-    return to;
-  }
-
-  // The group of pairs from `from` to `to`; the next one ends at `next`.
-  bool sum_group(int64_t from, int64_t to, int64_t next) const {
+  // V_a and V_b of a group, the pairs from `from` to `to`; false where a word is not in the vocabulary. The pairs from
+  // `then` to `then_to` will follow on this thread.
+  bool sum(int64_t from, int64_t to, int64_t then, int64_t then_to) const {
     Arena& arena = Arena::of_this_thread();
     int most = 0;
     for (int64_t pair = from; pair < to; ++pair) most += reach(pair);
@@ -167,7 +134,7 @@ class Frozen {
       rows += m + n;
       arena.release(mark);
     }
-    WordsAhead<S> ahead(table_, a_, b_, to, next, linear_steps(rows, layers_.compare));
+    WordsAhead<S> ahead(table_, a_, b_, then, then_to, linear_steps(rows, layers_.compare));
     // row by row, in registers for as long as rows are one sentence's
     auto add = [&](int i, auto mr, int d, auto nv, const float* found) ALWAYS_INLINE {
       constexpr int W = lanes<float>;
@@ -185,6 +152,36 @@ class Frozen {
     linear_tiles(as_elements<E>(hidden, rows, ld, arena), ld / kPer<E>, rows, layers_.compare, ahead, add);
     return true;
   }
+
+  // Scores of pairs from begin to end, from their sums: (pairs, classes).
+  void classify(int64_t begin, int64_t end, float* scores) const {
+    const int room = sums_room(width()), ld = row_room<E>(2 * width()), classes = layers_.scores.out;
+    const int count = static_cast<int>(end - begin);
+    Arena& arena = Arena::of_this_thread();
+    float* rows = arena.take<float>(static_cast<std::size_t>(count) * ld);
+    for (int i = 0; i < count; ++i) std::memcpy(rows + i * ld, sums_ + (begin + i) * room, sizeof(float) * ld);
+    Ahead nothing;
+    const float* hidden = rows;
+    int hidden_ld = ld;
+    for (const Layer<E>* layer : {&layers_.first, &layers_.second}) {
+      const int next_ld = row_room<E>(layer->out);
+      float* next = arena.take<float>(static_cast<std::size_t>(count) * next_ld);
+      std::fill_n(next, static_cast<std::size_t>(count) * next_ld, 0.0f);
+      linear(as_elements<E>(hidden, count, hidden_ld, arena), hidden_ld / kPer<E>, count, *layer, nothing,
+             [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(next + r * next_ld + d, relu(v)); });
+      hidden = next;
+      hidden_ld = next_ld;
+    }
+    linear(as_elements<E>(hidden, count, hidden_ld, arena), hidden_ld / kPer<E>, count, layers_.scores, nothing,
+           [&](int r, int d, Vec<float> v) {
+             float* out = scores + (begin + r) * classes + d;
+             for (int c = 0; c < std::min(lanes<float>, classes - d); ++c) out[c] = v[c];
+           });
+  }
+
+ private:
+  int width() const { return table_.f.width; }
+  int reach(int64_t pair) const { return a_.extent.reach(pair) + b_.extent.reach(pair); }
 
   // The pair's hidden rows, side a's first: relu(own + aligned).
   void compare_first(const int* ids_a, int m, const int* ids_b, int n, float* hidden, int ld, Arena& arena) const {
