@@ -75,7 +75,7 @@ std::tuple<Tensor, int64_t> scores(
     const int64_t tokens = ids_a.numel() + ids_b.numel(), threads = torch::stable::get_num_threads();
     const std::vector<int64_t> first = model.groups(pairs, std::clamp(tokens / (4 * threads), kGroupRows / 2, kGroupRows));
     const int64_t groups = static_cast<int64_t>(first.size()) - 1;
-    share_out(groups, threads, 1, groups >= 8 * threads, [&](int64_t group, int64_t next) {
+    share_out(groups, threads, groups >= 8 * threads, [&](int64_t group, int64_t next) {
       const int64_t then = next == group ? groups : next;
       if (!model.sum(first[group], first[group + 1], first[then], first[std::min(then + 1, groups)])) known = false;
     });

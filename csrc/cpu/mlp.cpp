@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor> mlp(
     const auto one = packed<S>(w1, b1, weights), two = packed<S>(w2, b2, weights);
     const int64_t blocks = blocks_of(rows);
     auto block = [&](int64_t k) { return MlpBlock{rows * k / blocks, rows * (k + 1) / blocks}; };
-    share_out(blocks, torch::stable::get_num_threads(), 1, true, [&](int64_t k, int64_t next) {
+    share_out(blocks, torch::stable::get_num_threads(), true, [&](int64_t k, int64_t next) {
       network.forward(
           data<S>(x), maybe_data<S>(x2), block(k), block(next), one, two, save ? data<S>(hidden) : nullptr, data<S>(y),
           Arena::of_this_thread());

@@ -9,18 +9,30 @@
 
 namespace coalign {
 
-// f(task, next) for every task, on so many threads at most. Each takes `step` tasks at a time until none is left: tasks
-// differ in size, and on a busy machine threads in speed. next: the task that the thread will turn to afterwards, as far
-// as it is known. early: threads take their next ones before they need them, and keep them from one another.
+// f(task, next) for every task, on so many threads at most. Each takes some adjacent tasks at a time until none is left,
+// fewer and fewer: tasks differ in size, and on a busy machine threads in speed, but where neighbours are done by different
+// threads, these fetch each other's memory. next: the task that the thread will turn to afterwards, as far as it is known.
+// early: threads take their next ones before they need them, and keep them from one another.
 template <class F>
-void share_out(int64_t tasks, int64_t threads, int64_t step, bool early, F&& f) {
+void share_out(int64_t tasks, int64_t threads, bool early, F&& f) {
+  struct Portion {
+    int64_t begin, end;
+  };
   std::atomic<int64_t> taken = 0;
-  auto take = [&] { return std::min(taken.fetch_add(step, std::memory_order_relaxed), tasks); };
+  auto take = [&] {
+    Portion mine{taken.load(std::memory_order_relaxed), 0};
+    do {
+      const int64_t left = tasks - mine.begin;
+      mine.end = mine.begin + std::min(left, 1 + left / (4 * threads));
+    } while (!taken.compare_exchange_weak(mine.begin, mine.end, std::memory_order_relaxed));
+    return mine;
+  };
   torch::stable::parallel_for(0, std::min(threads, tasks), 1, [&](int64_t, int64_t) {
-    for (int64_t at = take(), next = tasks; at < tasks; at = early ? next : take()) {
-      const int64_t end = std::min(at + step, tasks);
+    for (Portion mine = take(), next{tasks, tasks}; mine.begin < tasks; mine = early ? next : take()) {
       if (early) next = take();
-      for (int64_t i = at; i < end; ++i) f(i, i + 1 < end ? i + 1 : next < tasks ? next : i);
+      for (int64_t i = mine.begin; i < mine.end; ++i) {
+        f(i, i + 1 < mine.end ? i + 1 : next.begin < tasks ? next.begin : i);
+      }
     }
   });
 }
@@ -28,7 +40,7 @@ void share_out(int64_t tasks, int64_t threads, int64_t step, bool early, F&& f) 
 // f(task), each taken when a thread is free.
 template <class F>
 void share_out(int64_t tasks, F&& f) {
-  share_out(tasks, torch::stable::get_num_threads(), 1, false, [&](int64_t task, int64_t) { f(task); });
+  share_out(tasks, torch::stable::get_num_threads(), false, [&](int64_t task, int64_t) { f(task); });
 }
 
 }  // namespace coalign
