@@ -58,9 +58,9 @@ class FeedForward(nn.Sequential):
 
     def _weights(self) -> tuple[Tensor, ...]:
         """Of both linear layers, each with its bias; None where one is no parameter. Attributes are slower to find."""
-        layers = list(self._modules.values())
-        of_each: Any = [layer._parameters for layer in (layers[1], layers[len(layers) // 2 + 1]) if layer is not None]
-        return tuple(of.get(name) for of in of_each for name in ("weight", "bias"))
+        layers: list[Any] = list(self._modules.values())
+        both = layers[1], layers[len(layers) // 2 + 1]
+        return tuple(layer._parameters.get(name) for layer in both for name in ("weight", "bias"))
 
     def _fused(self, input: Tensor, other: Tensor | None) -> float | None:
         """The dropout's rate, 0 where it is off, if the layers can run as one; else None."""

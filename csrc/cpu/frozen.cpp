@@ -71,13 +71,13 @@ std::tuple<Tensor, int64_t> scores(
         layer<E>(output, h, static_cast<int>(classes))};
     const Frozen<S> model({part(0), part(1), part(2), table.size(0)}, a, b, layers, data<float>(sums));
     std::atomic<bool> known = true;
-    // smaller groups where all threads would otherwise not have some; one of a few tokens does not pay for waking a thread
+    // smaller groups where threads would go without, though a few tokens do not pay for waking one
     const int64_t tokens = ids_a.numel() + ids_b.numel(), threads = torch::stable::get_num_threads();
-    const std::vector<int64_t> first = model.groups(pairs, std::clamp(tokens / (4 * threads), kGroupRows / 2, kGroupRows));
-    const int64_t groups = static_cast<int64_t>(first.size()) - 1;
-    share_out(groups, threads, groups >= 8 * threads, [&](int64_t group, int64_t next) {
+    const std::vector<int64_t> starts = model.groups(pairs, std::clamp(tokens / (4 * threads), kGroupRows / 2, kGroupRows));
+    const int64_t groups = static_cast<int64_t>(starts.size()) - 1;
+    share_out(groups, [&](int64_t group, int64_t next) {
       const int64_t then = next == group ? groups : next;
-      if (!model.sum(first[group], first[group + 1], first[then], first[std::min(then + 1, groups)])) known = false;
+      if (!model.sum(starts[group], starts[group + 1], starts[then], starts[std::min(then + 1, groups)])) known = false;
     });
     if (known) {
       share_out((pairs + kPairsAtOnce - 1) / kPairsAtOnce, [&](int64_t part) {

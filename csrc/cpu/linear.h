@@ -158,12 +158,6 @@ void linear_tiles(const E* x, int ld, int rows, const Layer<E>& layer, A& ahead,
   });
 }
 
-template <class E>
-int linear_steps(int rows, const Layer<E>& layer) {
-  const int vectors = layer.padded_out() / lanes<E>;
-  return (rows + kBlockRows - 1) / kBlockRows * ((vectors + kBlockColumns - 1) / kBlockColumns);
-}
-
 // take(row, column, vector) for every whole vector of outputs.
 template <class E, class F>
 void linear(const E* x, int ld, int rows, const Layer<E>& layer, Ahead& ahead, F&& take) {
@@ -173,6 +167,12 @@ void linear(const E* x, int ld, int rows, const Layer<E>& layer, Ahead& ahead, F
       unroll<nv>([&](auto v) ALWAYS_INLINE { take(i + r, d + v * W, load(sums + (r * nv + v) * W)); });
     });
   });
+}
+
+template <class E>
+int linear_steps(int rows, const Layer<E>& layer) {
+  const int vectors = layer.padded_out() / lanes<E>;
+  return (rows + kBlockRows - 1) / kBlockRows * ((vectors + kBlockColumns - 1) / kBlockColumns);
 }
 
 // Room for a row that is padded to whole vectors of elements, in numbers.

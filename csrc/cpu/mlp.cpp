@@ -13,9 +13,9 @@
 namespace coalign {
 namespace {
 
-// Rows are divided into shares, whose gradients of weights are added up: of at most so many rows, while they are not too
-// many.
-constexpr int64_t kShareRows = 4 * kMlpRows, kMostShares = 64;
+// Rows are divided into shares, whose gradients of weights are added up: of so many rows, fewer where there are only
+// some blocks of them, more where shares would be too many.
+constexpr int64_t kShareRows = 4 * kMlpRows, kFewShares = 4, kMostShares = 64;
 
 // f(S{}) for the types in which a network's numbers may lie in memory.
 template <class F>
@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor> mlp(
     const auto one = packed<S>(w1, b1, weights), two = packed<S>(w2, b2, weights);
     const int64_t blocks = blocks_of(rows);
     auto block = [&](int64_t k) { return MlpBlock{rows * k / blocks, rows * (k + 1) / blocks}; };
-    share_out(blocks, torch::stable::get_num_threads(), true, [&](int64_t k, int64_t next) {
+    share_out(blocks, [&](int64_t k, int64_t next) {
       network.forward(
           data<S>(x), maybe_data<S>(x2), block(k), block(next), one, two, save ? data<S>(hidden) : nullptr, data<S>(y),
           Arena::of_this_thread());
@@ -89,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_backward(
   const Tensor dx = torch::stable::new_empty(x, {want_x ? rows : 0, sizes.x});
   const Tensor dx2 = torch::stable::new_empty(x, {want_x2 ? rows : 0, sizes.x2});
   const int64_t shares =
-      std::clamp<int64_t>((rows + kShareRows - 1) / kShareRows, std::min<int64_t>(4, 1 + rows / kMlpRows), kMostShares);
+      std::clamp((rows + kShareRows - 1) / kShareRows, std::min(kFewShares, 1 + rows / kMlpRows), kMostShares);
   const int64_t at_b1 = h * in, at_w2 = at_b1 + h, at_b2 = at_w2 + out * h, each = at_b2 + out;
   const Tensor parts = floats({shares, each});
   with_network(x, [&](auto s) {

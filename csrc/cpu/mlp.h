@@ -64,10 +64,10 @@ class Mlp {
     float* inner = block(ldh, arena);
     float* outer = block(ldo, arena);
     gather(x, x2, at, in, ld);
-    Ahead to_write, to_read;
-    if (hidden != nullptr) want_rows<true>(hidden, at, sizes_.hidden, to_write);
-    to_write.spread(linear_steps(rows, one));
-    linear(as_elements<E>(in, rows, ld, arena), ld / kPer<E>, rows, one, to_write,
+    Ahead ahead_of_hidden;
+    want_to_write_rows(hidden, at, sizes_.hidden, ahead_of_hidden);
+    ahead_of_hidden.spread(linear_steps(rows, one));
+    linear(as_elements<E>(in, rows, ld, arena), ld / kPer<E>, rows, one, ahead_of_hidden,
            [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(inner + r * ldh + d, relu(v)); });
     for (int r = 0; r < rows; ++r) {
       float* from = inner + r * ldh;
@@ -76,11 +76,12 @@ class Mlp {
       if (hidden != nullptr) narrow_row(from, sizes_.hidden, hidden + place);
       std::fill(from + sizes_.hidden, from + ldh, 0.0f);
     }
-    want_rows<true>(y, at, sizes_.out, to_read);
-    want_rows(x, next, sizes_.x, to_read);
-    want_rows(x2, next, sizes_.x2, to_read);
-    to_read.spread(linear_steps(rows, two));
-    linear(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, two, to_read,
+    Ahead ahead_of_next;
+    want_to_write_rows(y, at, sizes_.out, ahead_of_next);
+    want_rows(x, next, sizes_.x, ahead_of_next);
+    want_rows(x2, next, sizes_.x2, ahead_of_next);
+    ahead_of_next.spread(linear_steps(rows, two));
+    linear(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, two, ahead_of_next,
            [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(outer + r * ldo + d, relu(v)); });
     for (int r = 0; r < rows; ++r) narrow_row(outer + r * ldo, sizes_.out, y + (at.from + r) * sizes_.out);
   }
@@ -105,16 +106,17 @@ class Mlp {
       std::fill(to + out, to + ldo, 0.0f);
     }
     sum_rows(outer, ldo, rows, out, add, sums.b2);
-    Ahead first, second, third;  // what the other half of the block, and the next one, will read
-    want_rows(saved.hidden, at, hidden, first);
-    first.spread(linear_steps(rows, two));
-    linear(as_elements<E>(outer, rows, ldo, arena), ldo / kPer<E>, rows, two, first,
+    Ahead ahead_of_hidden;
+    want_rows(saved.hidden, at, hidden, ahead_of_hidden);
+    ahead_of_hidden.spread(linear_steps(rows, two));
+    linear(as_elements<E>(outer, rows, ldo, arena), ldo / kPer<E>, rows, two, ahead_of_hidden,
            [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(inner + r * ldh + d, v); });
     const auto [open, ld_open] = as_floats(saved.hidden + at.from * hidden, rows, hidden, ldh, arena);
-    want_rows(saved.x, at, sizes_.x, second);
-    want_rows(saved.x2, at, sizes_.x2, second);
-    second.spread(combine_steps<E>(out, hidden));
-    outer_product(outer, ldo, out, open, ld_open, rows, hidden, add, sums.w2, second, arena);
+    Ahead ahead_of_x;
+    want_rows(saved.x, at, sizes_.x, ahead_of_x);
+    want_rows(saved.x2, at, sizes_.x2, ahead_of_x);
+    ahead_of_x.spread(combine_steps<E>(out, hidden));
+    outer_product(outer, ldo, out, open, ld_open, rows, hidden, add, sums.w2, ahead_of_x, arena);
     const float scale = static_cast<float>(second_.scale());
     for (int r = 0; r < rows; ++r) {
       const float* h = open + r * ld_open;
@@ -123,16 +125,17 @@ class Mlp {
     }
     sum_rows(inner, ldh, rows, hidden, add, sums.b1);
     gather(saved.x, saved.x2, at, x, ld);
-    want_rows(dy, next, out, third);
-    want_rows(saved.y, next, out, third);
-    third.spread(combine_steps<E>(hidden, in));
-    outer_product(inner, ldh, hidden, x, ld, rows, in, add, sums.w1, third, arena);
+    Ahead ahead_of_next;
+    want_rows(dy, next, out, ahead_of_next);
+    want_rows(saved.y, next, out, ahead_of_next);
+    ahead_of_next.spread(combine_steps<E>(hidden, in));
+    outer_product(inner, ldh, hidden, x, ld, rows, in, add, sums.w1, ahead_of_next, arena);
     if (dx == nullptr && dx2 == nullptr) return;
-    Ahead to_write;
-    if (dx != nullptr) want_rows<true>(dx, at, sizes_.x, to_write);
-    if (dx2 != nullptr) want_rows<true>(dx2, at, sizes_.x2, to_write);
-    to_write.spread(linear_steps(rows, one));
-    linear(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, one, to_write,
+    Ahead ahead_of_dx;
+    want_to_write_rows(dx, at, sizes_.x, ahead_of_dx);
+    want_to_write_rows(dx2, at, sizes_.x2, ahead_of_dx);
+    ahead_of_dx.spread(linear_steps(rows, one));
+    linear(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, one, ahead_of_dx,
            [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(x + r * ld + d, v); });
     for (int r = 0; r < rows; ++r) {
       float* g = x + r * ld;
@@ -146,13 +149,12 @@ class Mlp {
  private:
   static float* block(int ld, Arena& arena) { return arena.take<float>(static_cast<std::size_t>(kMlpRows) * ld); }
 
-  // Adjacent rows, to be fetched ahead.
-  template <bool WRITTEN = false>
+  // A block of an array's rows, to be fetched ahead; data may be null.
   static void want_rows(const S* data, MlpBlock at, int width, Ahead& ahead) {
-    if (data == nullptr) return;
-    const S* from = data + at.from * width;
-    const std::size_t bytes = sizeof(S) * at.count() * width;
-    WRITTEN ? ahead.want_to_write(const_cast<S*>(from), bytes) : ahead.want(from, bytes);
+    if (data != nullptr) ahead.want(data + at.from * width, sizeof(S) * at.count() * width);
+  }
+  static void want_to_write_rows(S* data, MlpBlock at, int width, Ahead& ahead) {
+    if (data != nullptr) ahead.want_to_write(data + at.from * width, sizeof(S) * at.count() * width);
   }
 
   static void copy_row(const S* from, int width, float* to) {

@@ -42,7 +42,7 @@ void for_each_pair(const Extent& a, const Extent& b, int64_t width, F&& f) {
   const int64_t parts = shared ? 2 * half : 1, tasks = pairs * parts;
   const int64_t work = (m * n / 4 + m + n) * width + 1, least = shared ? 1 : std::max<int64_t>(1, 200000 / work);
   const int64_t workers = std::min(threads, (tasks + least - 1) / least);
-  share_out(tasks, workers, tasks >= 8 * workers, [&](int64_t i, int64_t next) {
+  share_out(tasks, workers, [&](int64_t i, int64_t next) {
     f(Task{i / parts, next / parts, static_cast<int>(i % parts), static_cast<int>(parts)});
   });
 }
