@@ -9,14 +9,19 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+import weakref
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from coalign.model.nli import Ranks, Training, load_checkpoint
+from coalign.model.nli import Ranks, Training, TrainingError, load_checkpoint
+from coalign.model.nli.ranks import joined
 from test_training import SMALL, corpora, without_seconds  # noqa: F401  (a fixture)
+from torch import distributed
+from torch.distributed import destroy_process_group
+from torch.nn.parallel import DistributedDataParallel
 
 from coalign.cli import app
 
@@ -134,6 +139,34 @@ def test_a_loss_that_is_not_finite_stops_both(tmp_path, corpora):  # noqa: F811
     for words in told:
         assert "of step 2 (epoch 1) is nan; the state is saved in" in words
     assert load_checkpoint(tmp_path / "run/failed.json").step == 1
+
+
+@pytest.mark.parametrize("learning_rate", [0.01, 1e30], ids=["to its end", "with an error"])
+def test_the_process_group_outlives_what_is_parallel(monkeypatch, tmp_path, corpora, learning_rate):  # noqa: F811
+    """Freed after the group's other owners, the wrapper waits forever for the group's threads: one time in thirty."""
+    here = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (here | {"MASTER_PORT": str(free_port())}).items():
+        monkeypatch.setenv(name, value)
+    wrappers, ended = [], []
+
+    class Wrapper(DistributedDataParallel):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            wrappers.append(weakref.ref(self))
+
+    def destroy():
+        ended.append([wrapper() for wrapper in wrappers])
+        destroy_process_group()
+
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", Wrapper)
+    monkeypatch.setattr(distributed, "destroy_process_group", destroy)
+    settings = replace(SETTINGS, epochs=2, learning_rate=learning_rate)
+    fails = pytest.raises(TrainingError) if learning_rate > 1 else nullcontext()
+    with fails, joined(torch.device("cpu")):
+        run = Training(settings, *corpora, tmp_path / "run", ranks=Ranks(0, 2))
+        run.run()
+    assert run.step == (1 if learning_rate > 1 else 10)
+    assert ended == [[None]]
 
 
 def test_shares_of_a_batch():

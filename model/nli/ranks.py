@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -99,4 +100,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
     finally:
+        # DistributedDataParallel is part of a cycle. Were it freed after the group's last other owner, it would wait,
+        # with the interpreter's lock, for the group's threads, and these wait for the lock to free a sum's tensor.
+        gc.collect()
         distributed.destroy_process_group()

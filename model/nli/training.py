@@ -97,7 +97,7 @@ class Training:
         self._pairs = 0
         if resume is not None:
             self._go_on_from(resume)
-        self._parallel = ranks.parallel(self.model)
+        self._parallel: nn.Module = self.model  # in run(): what passes its gradients to all ranks
         if ranks.first:
             folder.mkdir(parents=True, exist_ok=True)
         self._writer = _tensorboard(folder) if tensorboard and ranks.first else None
@@ -112,6 +112,13 @@ class Training:
         Raises:
             TrainingError: the loss is not finite. The state is in failed.json; on the CPU, that before the step.
         """
+        self._parallel = self.ranks.parallel(self.model)
+        try:
+            return self._run(report, stop)
+        finally:
+            self._parallel = self.model  # see joined(): nothing may hold on to the process group after it
+
+    def _run(self, report: Callable[[Progress], None], stop: Callable[[], bool]) -> bool:
         while self.epoch < self.settings.epochs:
             start = time.perf_counter()
             self.model.train()
