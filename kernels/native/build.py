@@ -30,7 +30,9 @@ from typing import NamedTuple
 import torch
 
 SOURCES = ("cpu/ops.cpp", "cpu/frozen.cpp", "cpu/mlp.cpp")
-_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+# a product's loop of some hundred bytes takes up to 9 % longer where it begins in the middle of a line of the cache
+_LOOPS = "-falign-loops=64"
+_FLAGS = ("-std=c++20", "-O3", _LOOPS, "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # torch 2.11: later versions keep its ABI
 _NINJA = """\
 rule compile
