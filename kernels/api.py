@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from . import dispatch, ops, quick
+from . import autocast, dispatch, ops, quick
 from .checks import OPERANDS, check_operands, check_tensor, expand
 from .nested import is_nested, jagged, packed
 from .problem import Alignment, Problem, Side
@@ -218,7 +218,7 @@ def soft_align_packed(
             "offsets_a and offsets_b must describe the same number of pairs; they have "
             f"{offsets_a.shape[0]} and {offsets_b.shape[0]} entries"
         )
-    a_side, factor = _scaled(Side(f_a, a, offsets_a, max_length_a), scale)
+    a_side, factor = _scaled(Side(f_a, a, offsets_a, max_length_a), scale, packed=True)
     rule = make_rule(factor, clamp, dropout, seed, f_a)
     b_side = Side(f_b, b, offsets_b, max_length_b)
     found = ops.align(a_side, b_side, None, rule, backend)
@@ -269,7 +269,7 @@ def _padded(
             raise TypeError(f"bias must be {like}, not {bias.dtype}")
         whole = expand("bias", bias, (*f_a.shape[:-1], f_b.shape[-2]), "(*batch, m, n)")
         bias = bias if f_a.ndim in (3, 4) else whole
-    a_side, factor = _scaled(Side(f_a, a, extent_a, f_a.shape[-2]), scale)
+    a_side, factor = _scaled(Side(f_a, a, extent_a, f_a.shape[-2]), scale, packed=False)
     return a_side, Side(f_b, b, extent_b, f_b.shape[-2]), bias, factor
 
 
@@ -285,14 +285,14 @@ def padded_features(
     return _padded(f_a, f_b, f_a, f_b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
 
 
-def _scaled(side: Side, scale: float | Tensor) -> tuple[Side, float]:
+def _scaled(side: Side, scale: float | Tensor, packed: bool) -> tuple[Side, float]:
     """The side and the factor that is left to the kernel: a tensor scale goes into f."""
     if not isinstance(scale, Tensor):
         return side, float(scale)
     check_tensor("scale", scale, side.f)
     if not scale.is_floating_point():
         raise TypeError(f"scale must be a number or a floating-point tensor, not {scale.dtype}")
-    return scaled(side, expand("scale", scale, side.f.shape[:-2], "f_a's batch dimensions")), 1.0
+    return scaled(side, expand("scale", scale, side.f.shape[:-2], "f_a's batch dimensions"), packed), 1.0
 
 
 def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -304,8 +304,8 @@ def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> t
             if not isinstance(t, Tensor):
                 raise TypeError(f"{name} must be a tensor, not {type(t).__name__}")
     device = f_a.device
-    if torch.is_autocast_enabled(device.type):
-        operands = _autocast(operands)
+    if autocast.enabled(device.type):
+        operands = autocast.cast(operands)
     f_a, f_b, a, b = operands
     shapes, dtype = (f_a.shape, f_b.shape, a.shape, b.shape), f_a.dtype
     alike = (
@@ -348,12 +348,6 @@ def _extent(letter: str, f: Tensor, mask: Tensor | None, lengths: Tensor | None)
             raise TypeError(f"lengths_{letter} must be int32 or int64, not {lengths.dtype}")
         return expand(f"lengths_{letter}", lengths, f.shape[:-2], f"f_{letter}'s batch dimensions")
     return None
-
-
-def _autocast(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The operands as autocast would have them: float64 is left alone, as torch's own attention leaves it."""
-    dtype = torch.get_autocast_dtype(tensors[0].device.type)
-    return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
 
 
 def _fold(side: Side) -> Side:

@@ -8,8 +8,15 @@ import torch
 
 
 def tf32_allowed() -> bool:
-    """Whether torch's own switch lets float32 products use TF32 tensor cores; IEEE float32 otherwise."""
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+    """Whether torch's own switch lets float32 products use TF32 tensor cores; IEEE float32 otherwise, and on AMD GPUs
+    that have none."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32" and (torch.version.hip is None or _has_xf32())
+
+
+@cache
+def _has_xf32() -> bool:
+    """Whether the current AMD GPU has products of TF32's kind: of those that Triton serves only the MI300's."""
+    return architecture(torch.device("cuda", torch.cuda.current_device())) == "gfx942"
 
 
 @cache

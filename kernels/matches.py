@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import autocast
 from .api import soft_align
 
 
@@ -23,7 +24,7 @@ def dual_softmax_matches(
     f_a: Tensor, f_b: Tensor, *,
     mask_a: Tensor | None = None, mask_b: Tensor | None = None,
     lengths_a: Tensor | None = None, lengths_b: Tensor | None = None,
-    scale: float = 1.0, threshold: float = 0.0, chunk: int = 512, backend: str | None = None,
+    scale: float | Tensor = 1.0, threshold: float = 0.0, chunk: int = 512, backend: str | None = None,
 ) -> Matches:
     # fmt: on
     """Mutual best matches: i and j where P_ij Q_ij is the largest of its row and of its column.
@@ -45,10 +46,19 @@ def dual_softmax_matches(
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, not {chunk}")
-    found = soft_align(
-        f_a, f_b, f_a[..., :1], f_b[..., :1], mask_a=mask_a, mask_b=mask_b, lengths_a=lengths_a,
-        lengths_b=lengths_b, scale=scale, return_lse=True, backend=backend,
-    )  # fmt: skip
+    if not (isinstance(f_a, Tensor) and isinstance(f_b, Tensor)):
+        raise TypeError(f"f_a and f_b must be tensors, not {type(f_a).__name__} and {type(f_b).__name__}")
+    if autocast.enabled(f_a.device.type):
+        f_a, f_b = autocast.cast((f_a, f_b))
+    if isinstance(scale, Tensor):
+        f_a, scale = (f_a * scale[..., None, None]).to(f_a.dtype), 1.0
+    given = {"mask_a": mask_a, "mask_b": mask_b, "lengths_a": lengths_a, "lengths_b": lengths_b, "backend": backend}
+    with autocast.off(f_a.device.type):
+        return _matches(f_a, f_b, given, scale, threshold, chunk)
+
+
+def _matches(f_a: Tensor, f_b: Tensor, given: dict[str, Any], scale: float, threshold: float, chunk: int) -> Matches:
+    found = soft_align(f_a, f_b, f_a[..., :1], f_b[..., :1], scale=scale, return_lse=True, **given)
     lse_a, lse_b = found.lse_a, found.lse_b
     m, n = lse_a.shape[-1], lse_b.shape[-1]
     row_best, row_index = torch.full_like(lse_a, -torch.inf), torch.zeros_like(lse_a, dtype=torch.long)

@@ -29,7 +29,7 @@ def soft_align_one_way(
     Raises:
         TypeError, ValueError, BackendUnavailable: as in `soft_align`.
     """
-    column = f_a.detach()[..., :1]
+    column = f_a.detach()[..., :1] if isinstance(f_a, Tensor) else f_a
     return soft_align(
         f_a, f_b, column, b, mask_a=mask_a, mask_b=mask_b, lengths_a=lengths_a, lengths_b=lengths_b, scale=scale,
         bias=bias, clamp=clamp, dropout=(dropout, 0.0), seed=seed, backend=backend,

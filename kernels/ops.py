@@ -65,8 +65,17 @@ def align(
         or b.x.requires_grad
         or (bias is not None and bias.requires_grad)
     ):
-        return Alignment(*_SoftAlign.apply(*flat(a, b, bias, rule, backend)))
+        operands = flat(a, b, bias, rule, backend)
+        return Alignment(*_SoftAlign.apply(*(_apart(operands) if torch.compiler.is_compiling() else operands)))
     return _forward(a, b, bias, rule, backend)
+
+
+def _apart(operands: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The operands, with views of those that come twice: compilers take no tensor twice."""
+    apart: list[Any] = []
+    for t in operands:
+        apart.append(t.view_as(t) if isinstance(t, Tensor) and any(t is other for other in apart) else t)
+    return tuple(apart)
 
 
 def _forward(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: str | None) -> Alignment:
@@ -140,7 +149,11 @@ def gradient(
         return _differentiable_backward(operands, arrived, needed)
     bias = operands[6]
     bias_grad = bias is not None and needed[6]
-    found = _backward(*sides(*operands), outputs, arrived, bias_grad)
+    if transforms.batched(arrived):
+        a, b, _, rule, _ = sides(*operands)
+        found = reference.backward(a, b, bias, rule, outputs, arrived, bias_grad)
+    else:
+        found = _backward(*sides(*operands), outputs, arrived, bias_grad)
     dbias = _summed(found.bias, bias) if bias_grad and found.bias is not None else None
     return found.f_a, found.f_b, found.a, found.b, None, None, dbias, *(None,) * 8
 
@@ -191,7 +204,7 @@ def _by_reference(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: st
 
 def _expanded(bias: Tensor | None, a: Side, b: Side) -> Tensor | None:
     """The bias broadcast to (*batch, m, n), as a view."""
-    if bias is None or bias.shape == (*a.f.shape[:-1], b.f.shape[-2]):
+    if bias is None or (bias.ndim == a.f.ndim and bias.shape == (*a.f.shape[:-1], b.f.shape[-2])):
         return bias
     return bias.expand(*a.f.shape[:-1], b.f.shape[-2])
 
@@ -199,7 +212,11 @@ def _expanded(bias: Tensor | None, a: Side, b: Side) -> Tensor | None:
 def _differentiable_backward(
     operands: tuple[Any, ...], grads: tuple[Tensor | None, ...], needed: tuple[bool, ...]
 ) -> tuple[Any, ...]:
-    """The same gradient through the reference, which PyTorch can differentiate again."""
+    """The same gradient through the reference, which PyTorch can differentiate again.
+
+    Of aliases: where one operand was made of another, the way back to that would go through the caller's graph too.
+    """
+    operands = tuple(t.view_as(t) if n else t for t, n in zip(operands, needed, strict=True))
     a, b, bias, rule, _ = sides(*operands)
     outputs = reference.forward(a, b, bias, rule)
     inputs = [t for t, n in zip(operands, needed, strict=True) if n]

@@ -134,7 +134,8 @@ class _Plain(torch.autograd.Function):
         outputs = backend.plain_forward_with_lse(*operands, *extents)
         if outputs is None:
             raise _Unfit
-        ctx.save_for_backward(*operands, *outputs, *extents[:2])
+        # in the long way's order: recomputing a call that went the other way, checkpointing gives back what that saved
+        ctx.save_for_backward(*operands, *(extents[:2] or (None, None)), *outputs)
         ctx.backend, ctx.lengths = backend, extents[2:]
         ctx.set_materialize_grads(False)
         return outputs[0], outputs[1]
@@ -142,14 +143,14 @@ class _Plain(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dbeta: Tensor | None, dalpha: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
+        f_a, f_b, a, b, extent_a, extent_b, *outputs = saved
         both = dbeta is not None and dalpha is not None
         if both and not torch.is_grad_enabled() and ops.unobserved((*saved, dbeta, dalpha)):
-            return None, None, *ctx.backend.plain_backward(*saved[:8], dbeta, dalpha, *saved[8:])
-        f_a, f_b, a, b = saved[:4]
-        extent_a, extent_b = saved[8:] or (None, None)
+            extents = () if extent_a is extent_b is None else (extent_a, extent_b)
+            return None, None, *ctx.backend.plain_backward(f_a, f_b, a, b, *outputs, dbeta, dalpha, *extents)
         length_a, length_b = ctx.lengths or (f_a.shape[-2], f_b.shape[-2])
         side_a, side_b = Side(f_a, a, extent_a, length_a), Side(f_b, b, extent_b, length_b)
         operands, grads = ops.flat(side_a, side_b, None, PLAIN, None), (dbeta, dalpha, None, None)
         needed = (*ctx.needs_input_grad[2:], *(False,) * 11)
-        found = ops.gradient(operands, Alignment(*saved[4:8]), grads, needed)
+        found = ops.gradient(operands, Alignment(*outputs), grads, needed)
         return None, None, *found[:4]

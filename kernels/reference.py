@@ -20,12 +20,12 @@ where it is beyond.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from math import prod
 
 import torch
 from torch import Tensor
 
+from . import autocast
 from .dropout import factors
 from .problem import Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side
 
@@ -38,7 +38,7 @@ def unsupported(problem: Problem) -> list[str]:
 
 
 def forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
-    with _plain_arithmetic(a.f):
+    with autocast.off(a.f.device.type):
         if a.kind == "offsets":
             padded = _forward(_pad(a), _pad(b), bias, rule)
             unpack_a, unpack_b = _unpacker(a), _unpacker(b)
@@ -49,7 +49,7 @@ def forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
 def backward(
     a: Side, b: Side, bias: Tensor | None, rule: Rule, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
 ) -> OperandGrads:
-    with _plain_arithmetic(a.f):
+    with autocast.off(a.f.device.type):
         if a.kind == "offsets":
             rows = (a, b, a, b)
             padded_saved = Alignment(*(_pad_rows(t, s) for t, s in zip(saved, rows, strict=True)))
@@ -69,7 +69,7 @@ def backward(
 
 def weights(a: Side, b: Side, bias: Tensor | None, rule: Rule, log: bool = False) -> tuple[Tensor, Tensor]:
     """P and Q of two padded sides, (*batch, m, n) each, in the dtype of the LSEs; or logarithms, nothing dropped."""
-    with _plain_arithmetic(a.f):
+    with autocast.off(a.f.device.type):
         e = _scores(a, b, a.keep(), b.keep(), bias, rule)
         if e.numel() == 0:
             return e, e
@@ -165,7 +165,8 @@ def _dropped(weights: Tensor, kept: Tensor | None) -> Tensor:
 
 def _softmax(e: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Softmax and log-sum-exp over dim, where a slice of nothing but -inf gives weights 0 and LSE -inf."""
-    shift = e.detach().amax(dim, keepdim=True)
+    nothing = type(e.shape[dim]) is int and e.shape[dim] == 0  # which has no maximum
+    shift = e.detach().sum(dim, keepdim=True) if nothing else e.detach().amax(dim, keepdim=True)
     shift = shift.masked_fill(shift == -torch.inf, 0)
     weights = torch.exp(e - shift)
     total = weights.sum(dim, keepdim=True)
@@ -191,6 +192,8 @@ def _pad_rows(packed: Tensor, side: Side) -> Tensor:
     """(total, ...) to (pairs, length, ...); rows past a pair's end hold some other pair's finite data or 0."""
     assert side.extent is not None
     index = side.extent[:-1, None] + torch.arange(side.length, device=packed.device)
+    if type(packed.shape[0]) is int and packed.shape[0] == 0:
+        return packed.sum(0).expand(*index.shape, *packed.shape[1:])
     return packed[index.clamp(max=packed.shape[0] - 1)]
 
 
@@ -201,9 +204,3 @@ def _unpacker(side: Side) -> Callable[[Tensor], Tensor]:
     pair = torch.searchsorted(side.extent[1:].contiguous(), row, right=True).clamp(max=side.pairs - 1)
     place = (row - side.extent[pair]).clamp(max=side.length - 1)
     return lambda padded: padded[pair, place]
-
-
-def _plain_arithmetic(like: Tensor) -> AbstractContextManager[object]:
-    """Keeps autocast from rounding the float32 arithmetic in here."""
-    kind = like.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

@@ -11,11 +11,11 @@ from torch import Tensor
 from .problem import Side
 
 
-def scaled(side: Side, scale: Tensor) -> Side:
+def scaled(side: Side, scale: Tensor, packed: bool) -> Side:
     """The side with its f multiplied by scale (*batch), in float32 and rounded once where f is of half precision.
 
     Padding becomes 0 first: the gradient of the scale is a sum over rows, in which 0 * NaN would be NaN.
     """
-    keep = None if side.f.ndim == 2 else side.keep()
+    keep = None if packed else side.keep()
     f = side.f if keep is None else side.f.masked_fill(~keep.unsqueeze(-1), 0)
     return side._replace(f=(f * scale[..., None, None]).to(f.dtype))

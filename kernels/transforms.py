@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -24,6 +24,15 @@ _interpreter = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_
 def transforming() -> bool:
     """Whether a torch.func transform is at work."""
     return _interpreter() is not None
+
+
+def batched(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether some are several at once, as of torch.autograd.grad(is_grads_batched=True): plain by their type, but
+    no backend's."""
+    return transforming() or any(t is not None and _is_batched(t) for t in tensors)
+
+
+_is_batched = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda t: False)
 
 
 def forward_mode() -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from . import plain
 from .masks import are_packed, as_mask
-from .mlp import mlp
+from .mlp import FeedForward, mlp
 from .segments import segment_sum
 
 
@@ -47,7 +47,8 @@ class Compare(nn.Module):
         if are_packed(offsets_a, offsets_b, (mask_a, mask_b, lengths_a, lengths_b)):
             assert offsets_a is not None
             assert offsets_b is not None
-            v = self.g(torch.cat([A, B]), torch.cat([beta, alpha]))  # half the calls, forward and backward
+            inputs = torch.cat([A, B]), torch.cat([beta, alpha])  # half the calls, forward and backward
+            v = self.g(*inputs) if isinstance(self.g, FeedForward) else self.g(torch.cat(inputs, dim=-1))
             sums = segment_sum(v, torch.cat([offsets_a, offsets_b[1:].long() + offsets_a[-1]]))
             V_A, V_B = sums.split([offsets_a.shape[0] - 1, offsets_b.shape[0] - 1])
             return V_A, V_B

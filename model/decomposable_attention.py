@@ -7,6 +7,7 @@ from collections.abc import Sized
 import torch
 from torch import Tensor, nn
 
+from ..kernels import autocast
 from ..kernels.ops import unobserved
 from . import inference, plain
 from .aggregate import Aggregate
@@ -16,7 +17,7 @@ from .frozen import FrozenDecomposableAttention
 from .ids import Pair, check_ids, padded_pair
 from .intra_attention import IntraAttention
 from .masks import as_mask
-from .mlp import is_hooked
+from .mlp import FeedForward, is_hooked
 from .pair_batch import PairBatch
 
 
@@ -118,13 +119,17 @@ class DecomposableAttention(nn.Module):
     @property
     def backend(self) -> str | None:
         """What runs the model; may be set at any time, and parameters stay as they are."""
-        return self.attend.backend
+        chosen: str | None = getattr(self.attend, "backend", None)  # there may be another layer in its place
+        return chosen
 
     @backend.setter
     def backend(self, name: str | None) -> None:
-        self.attend.backend = self.attend.f.backend = self.compare.g.backend = self.aggregate.h.backend = name
-        if self.intra_attention is not None:
-            self.intra_attention.backend = self.intra_attention.f.backend = name
+        for layer in (self.attend, self.intra_attention):
+            if layer is not None:
+                layer.backend = name
+        for network in self.modules():
+            if isinstance(network, FeedForward):
+                network.backend = name
 
     def forward(
         self, X: tuple[Tensor, Tensor] | PairBatch, *, masks: Pair | None = None, lengths: Pair | None = None
@@ -150,8 +155,8 @@ class DecomposableAttention(nn.Module):
             if masks is not None or lengths is not None:
                 raise ValueError("a PairBatch knows its lengths and has no padding: give it no masks or lengths")
             if self.backend != "reference":
-                check_ids("premises", X.ids_a, self.embedding.num_embeddings, ndim=1)
-                check_ids("hypotheses", X.ids_b, self.embedding.num_embeddings, ndim=1)
+                check_ids("premises", X.ids_a, len(self.embedding.weight), ndim=1)
+                check_ids("hypotheses", X.ids_b, len(self.embedding.weight), ndim=1)
                 return self._packed_scores(X)
             lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
         premises, hypotheses, extents = self._checked(X, masks, lengths)
@@ -174,24 +179,21 @@ class DecomposableAttention(nn.Module):
 
     def _is_observed(self, ids: Tensor) -> bool:
         """Whether somebody looks at what is inside, or has put something else there."""
-        inside = [self.embedding, self.attend, self.compare, self.aggregate]
-        networks = [self.attend.f, self.compare.g, self.aggregate.h, self.aggregate.linear]
+        inside = [self.embedding, self.attend, self.compare, self.aggregate, self.intra_attention]
+        kinds = [nn.Embedding, Attend, Compare, Aggregate, type(None) if inside[-1] is None else IntraAttention]
+        if [type(layer) for layer in inside] != kinds or not unobserved((ids, self.embedding.weight)):
+            return True
+        inside += [self.projection, self.attend.f, self.compare.g, self.aggregate.h, self.aggregate.linear]
         if self.intra_attention is not None:
-            inside.append(self.intra_attention)
-            networks.append(self.intra_attention.f)
-        return (
-            not unobserved((ids, self.embedding.weight))
-            or [type(layer) for layer in inside]
-            != [nn.Embedding, Attend, Compare, Aggregate, IntraAttention][: len(inside)]
-            or any(is_hooked(layer) for layer in (*inside, *networks))
-        )
+            inside.append(self.intra_attention.f)
+        return any(layer is not None and is_hooked(layer) for layer in inside)
 
     def _packed_scores(self, X: PairBatch) -> Tensor:
         if X.device.type == "cpu" and not self._is_observed(X.ids_a) and not inference.unsupported(self):
             return inference.scores(self, X)
         # one look-up for both sides: its gradient is as large as the vocabulary, and so not made twice and added
         words = self._vectors(torch.cat([X.ids_a, X.ids_b]), None)
-        if torch.is_autocast_enabled(words.device.type) and words.dtype == torch.float32:
+        if autocast.enabled(words.device.type) and words.dtype == torch.float32:
             words = words.to(torch.get_autocast_dtype(words.device.type))  # once, for all that would each do it
         A, B = words.split([X.ids_a.shape[0], X.ids_b.shape[0]])
         if self.intra_attention is not None:
@@ -243,7 +245,7 @@ class DecomposableAttention(nn.Module):
         premises, hypotheses, extents = self._checked(X, masks, lengths)
         A, B = self._embed(premises, hypotheses, extents)
         beta, alpha = self.attend(A, B, **extents)
-        v_a, v_b = self.compare.g(A, beta), self.compare.g(B, alpha)
+        v_a, v_b = (self.compare.g(torch.cat(side, dim=-1)) for side in ((A, beta), (B, alpha)))
         mask_a = as_mask("a", v_a, extents["mask_a"], extents["lengths_a"])
         mask_b = as_mask("b", v_b, extents["mask_b"], extents["lengths_b"])
         return plain.keep(v_a, mask_a), plain.keep(v_b, mask_b)
@@ -252,7 +254,7 @@ class DecomposableAttention(nn.Module):
         self, X: tuple[Tensor, Tensor], masks: Pair | None, lengths: Pair | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
         """Padded ids, and what says which of them are tokens."""
-        return padded_pair(X, masks, lengths, self.embedding.padding_idx, self.embedding.num_embeddings)
+        return padded_pair(X, masks, lengths, self.embedding.padding_idx, len(self.embedding.weight))
 
     def _embed(self, premises: Tensor, hypotheses: Tensor, extents: dict[str, Tensor | None]) -> tuple[Tensor, Tensor]:
         """The words' vectors on both sides, with what each aligns to in its own sentence where the model does that."""

@@ -22,6 +22,7 @@ from ..kernels.ops import unobserved
 from ..kernels.triton import frozen as triton
 from ..kernels.triton import interprets
 from . import plain
+from .as_made import exchanged
 from .ids import Pair, check_ids, padded_pair
 from .masks import as_mask, check_mask
 from .mlp import FeedForward
@@ -35,6 +36,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 LAYERS = ("compare", "first", "second", "output")
 _INPUTS = ("premises", "hypotheses", "the premises' mask or lengths", "the hypotheses' mask or lengths")
 GPU_KERNELS: dict[str, ModuleType] = {"triton": triton, "native": cuda}  # each has unsupported() and sums()
+_NOTHING: tuple[Any, Any, Any] = (), None, None  # derived of no buffers yet
 CHUNK = 8192  # words computed at a time: bounds what freezing needs beside the table
 
 
@@ -70,12 +72,8 @@ class FrozenDecomposableAttention(nn.Module):
             raise ValueError(
                 "a model with intra_attention can't be frozen: its words' vectors depend on the whole sentence"
             )
-        networks = {"attend.f": model.attend.f, "compare.g": model.compare.g, "aggregate.h": model.aggregate.h}
-        for name, network in networks.items():
-            if not (isinstance(network, FeedForward) and network.is_unchanged()):
-                raise TypeError(
-                    f"{name} is not as the model was made with it: exchanged layers or hooks can't be frozen"
-                )
+        if name := exchanged(model):
+            raise TypeError(f"{name} is not as the model was made with it: exchanged layers or hooks can't be frozen")
         with torch.no_grad(), torch.autocast(model.embedding.weight.device.type, enabled=False):
             state = {"table": _vocabulary_table(model, dtype)}
             for name, linear in zip(LAYERS, later_layers(model), strict=True):
@@ -85,10 +83,11 @@ class FrozenDecomposableAttention(nn.Module):
 
     def _set_up(self, state: Mapping[str, Tensor], padding_idx: int | None, backend: str | None) -> None:
         for name, t in state.items():
-            self.register_buffer(name, t.contiguous())
+            with torch.inference_mode(False):  # whose tensors don't say when they change
+                self.register_buffer(name, t.clone() if t.is_inference() else t.contiguous())
         self.padding_idx = padding_idx
         self.backend = backend
-        self._kept: tuple[Any, Any] = None, None
+        self._kept: tuple[Any, Any, Any] = _NOTHING
 
     table: Tensor
     compare_weight: Tensor
@@ -151,10 +150,10 @@ class FrozenDecomposableAttention(nn.Module):
             check_ids(name, ids, self.table.shape[0], ndim=1)
             _check_device(name, ids, self.table)
         found = kernel.sums(
-            self.table,
+            self.table.contiguous(),
             (X.ids_a.contiguous(), X.ids_b.contiguous()),
             (X.offsets_a.contiguous(), X.offsets_b.contiguous()),
-            self.compare_weight,
+            self.compare_weight.contiguous(),
             self.compare_bias,
             X.most_tokens,
         )
@@ -168,7 +167,8 @@ class FrozenDecomposableAttention(nn.Module):
         if isinstance(X, PairBatch):
             check_ids("premises", X.ids_a, words, ndim=1, values=False)
             check_ids("hypotheses", X.ids_b, words, ndim=1, values=False)
-            ids_a, ids_b, extent_a, extent_b = X.ids_a, X.ids_b, X.offsets_a, X.offsets_b
+            ids_a, ids_b = X.ids_a, X.ids_b
+            extent_a, extent_b = X.offsets_a.contiguous(), X.offsets_b.contiguous()
         else:
             ids_a, ids_b, given = padded_pair(X, masks, lengths, self.padding_idx, words, values=False)
             extent_a, extent_b = _extent("a", ids_a, given), _extent("b", ids_b, given)
@@ -176,7 +176,7 @@ class FrozenDecomposableAttention(nn.Module):
             if t is not None:
                 _check_device(name, t, table)
         found, status = native.scores(
-            table,
+            table.contiguous(),
             ids_a.contiguous(),
             ids_b.contiguous(),
             extent_a,
@@ -213,12 +213,15 @@ class FrozenDecomposableAttention(nn.Module):
 
     def _derived(self, derive: Callable[[], Any]) -> Any:
         """What a backend derives from the buffers, anew where one has changed since."""
-        buffers = self._buffers.values()  # the module's own walk over them takes 10 µs
-        versions = [(id(t), 0 if t.is_inference() else t._version) for t in buffers if t is not None]
-        state = [derive.__qualname__, *versions]
-        if self._kept[0] != state:
-            self._kept = state, derive()
-        return self._kept[1]
+        buffers = [t for t in self._buffers.values() if t is not None]  # the module's own walk takes 10 µs
+        if any(t.is_inference() for t in buffers):  # made in inference mode, they change without a sign
+            return derive()
+        versions = [derive.__qualname__, *(t._version for t in buffers)]
+        kept, same, found = self._kept
+        if same != versions or any(t is not k for t, k in zip(buffers, kept, strict=True)):
+            found = derive()
+            self._kept = buffers, versions, found
+        return found
 
     def _plain(self, X: tuple[Tensor, Tensor] | PairBatch, masks: Pair | None, lengths: Pair | None) -> Tensor:
         if isinstance(X, PairBatch):
@@ -247,9 +250,18 @@ class FrozenDecomposableAttention(nn.Module):
         return torch.relu(F.linear(x, weight, bias.to(weight.dtype)))
 
     def save(self, path: str | Path) -> None:
-        """Write table, weights and padding_idx to a safetensors file."""
+        """Write table, weights and padding_idx to a safetensors file; biases as float32.
+
+        Raises:
+            ValueError: the model was cast to what it can't be frozen in.
+        """
+        if self.table.dtype not in DTYPES:
+            raise ValueError(
+                f"a frozen model can be saved in torch.float32 or torch.bfloat16, not in {self.table.dtype}"
+            )
+        state = {name: (t.float() if name.endswith("_bias") else t).contiguous() for name, t in self.named_buffers()}
         metadata = {"format": FORMAT, "padding_idx": "" if self.padding_idx is None else str(self.padding_idx)}
-        safetensors.torch.save_file(dict(self.named_buffers()), path, metadata)
+        safetensors.torch.save_file(state, path, metadata)
 
     @classmethod
     def load(
@@ -284,12 +296,12 @@ class FrozenDecomposableAttention(nn.Module):
     # What is derived is this machine's: moving or casting the buffers leaves it behind, and so does pickling.
 
     def _apply(self, fn: Any, recurse: bool = True) -> FrozenDecomposableAttention:
-        self._kept = None, None
+        self._kept = _NOTHING
         super()._apply(fn, recurse)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": (None, None)}
+        return self.__dict__ | {"_kept": _NOTHING}
 
 
 def _check_device(name: str, t: Tensor, table: Tensor) -> None:

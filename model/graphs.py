@@ -69,7 +69,7 @@ def _filled(side: str, batch: PairBatch, pairs: int, tokens: int, longest: int) 
             f"each, can't be filled up to {pairs} pairs with {tokens} tokens, at most {longest} each"
         )
     ends = [(torch.arange(1, more + 1, device=d) * longest).clamp(max=missing) for d in (offsets.device, "cpu")]
-    steps = torch.diff(ends[1], prepend=torch.zeros(1, dtype=ends[1].dtype))
+    steps = torch.diff(ends[1], prepend=torch.zeros(1, dtype=ends[1].dtype, device="cpu"))
     return (
         torch.cat([ids, ids.new_zeros(missing)]),
         torch.cat([offsets, (ends[0] + total).to(offsets.dtype)]),

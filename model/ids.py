@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels.ops import unobserved
+
 Pair = tuple[Tensor | None, Tensor | None]
 
 
@@ -22,8 +24,8 @@ def check_ids(name: str, ids: object, vocabulary: int, *, ndim: int = 2, values:
         raise TypeError(f"{name} must be int32 or int64 token ids, not {ids.dtype}")
     if ids.ndim != ndim:
         raise ValueError(f"{name} must be (batch, length), not {tuple(ids.shape)}")
-    if not values or torch.compiler.is_compiling() or ids.device.type != "cpu" or ids.numel() == 0:
-        return
+    if not values or not unobserved((ids,)) or ids.device.type != "cpu" or ids.numel() == 0:
+        return  # a tracer's or a transform's ids have no values
     least, most = (int(v) for v in ids.aminmax())
     if least < 0 or most >= vocabulary:
         raise IndexError(f"{name} has token id {least if least < 0 else most}, outside the vocabulary of {vocabulary}")
@@ -40,7 +42,7 @@ def padded_pair(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
     """Premises and hypotheses, checked, and their masks and lengths by the names that the layers give them.
 
-    Without masks and lengths, what is not padding_idx is a token.
+    Without any mask or lengths, what is not padding_idx is a token.
     """
     premises, hypotheses = X
     check_ids("premises", premises, vocabulary, values=values)
@@ -50,8 +52,8 @@ def padded_pair(
             "premises and hypotheses must be the same number of sentences; "
             f"they are {tuple(premises.shape)} and {tuple(hypotheses.shape)}"
         )
-    if masks is None and lengths is None and padding_idx is not None:
-        masks = (premises != padding_idx, hypotheses != padding_idx)
     (mask_a, mask_b), (lengths_a, lengths_b) = masks or (None, None), lengths or (None, None)
+    if padding_idx is not None and all(t is None for t in (mask_a, mask_b, lengths_a, lengths_b)):
+        mask_a, mask_b = premises != padding_idx, hypotheses != padding_idx
     extents = {"mask_a": mask_a, "mask_b": mask_b, "lengths_a": lengths_a, "lengths_b": lengths_b}
     return premises, hypotheses, extents

@@ -12,13 +12,14 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..kernels.dispatch import requested
 from ..kernels.native import frozen as native
+from ..kernels.transforms import forward_mode
+from .as_made import exchanged
 from .dropout import Dropout
 from .frozen import check_extents, later_layers, word_table
-from .mlp import FeedForward
 from .pair_batch import PairBatch
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ def unsupported(model: DecomposableAttention) -> bool:
         return True
     if requested(model.backend) not in (None, native.NAME) or torch.is_autocast_enabled("cpu"):
         return True
-    networks: list[Any] = [model.attend.f, model.compare.g, model.aggregate.h]
-    if not all(isinstance(network, FeedForward) and network.is_unchanged() for network in networks):
+    if forward_mode() or exchanged(model) is not None or not _sizes_fit(model):
         return True
+    networks: list[Any] = [model.attend.f, model.compare.g, model.aggregate.h]
     weight, differentiable = model.embedding.weight, torch.is_grad_enabled()
     for layer in (model.embedding, model.projection, *chain.from_iterable(networks), model.aggregate.linear):
         if isinstance(layer, Dropout) and layer.training and layer.p:
@@ -47,6 +48,23 @@ def unsupported(model: DecomposableAttention) -> bool:
             if p.dtype != weight.dtype or p.device != weight.device or (differentiable and p.requires_grad):
                 return True
     return bool(native.unsupported(weight))
+
+
+def _sizes_fit(model: DecomposableAttention) -> bool:
+    """Whether the layers have the sizes that the kernel takes them to have."""
+    networks: list[Any] = [model.attend.f, model.compare.g, model.aggregate.h]
+    linears = [layer for network in networks for layer in network if isinstance(layer, nn.Linear)]
+    linears.append(model.aggregate.linear)
+    embed_size = width = model.embedding.weight.shape[1]
+    if model.projection is not None:
+        width = model.projection.weight.shape[0]
+        if model.projection.weight.shape[1] != embed_size:
+            return False
+    hidden, h = linears[0].weight.shape[0], linears[2].weight.shape[0]
+    sizes = [(hidden, width), (h, hidden), (h, 2 * width), (h, h), (h, 2 * h), (h, h), (len(linears[-1].weight), h)]
+    return all(
+        layer.weight.shape == size and layer.bias.shape == size[:1] for layer, size in zip(linears, sizes, strict=True)
+    )
 
 
 @torch.no_grad()
@@ -65,7 +83,7 @@ def scores(model: DecomposableAttention, X: PairBatch) -> Tensor:
         X.offsets_a.contiguous(),
         X.offsets_b.contiguous(),
         [native.pack(layer.weight, layer.bias) for layer in later_layers(model)],
-        model.aggregate.linear.out_features,
+        model.aggregate.linear.weight.shape[0],
     )
     check_extents(status, X.ids_a, X.ids_b)
     return found.to(vectors.dtype)

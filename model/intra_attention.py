@@ -74,21 +74,19 @@ class IntraAttention(nn.Module):
             return empty.index_copy(0, places, x).reshape(sentences, longest, x.shape[-1])
 
         aligned = self._aligned(pad(f), pad(A), self._bias(longest, A.device, None), None, lengths)
-        return aligned.reshape(sentences * longest, -1).index_select(0, places)
+        return aligned.flatten(0, 1).index_select(0, places)
 
     def _aligned(self, f: Tensor, a: Tensor, bias: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
         """Padded sentences (batch, m, width) aligned with themselves."""
-        # the other side's tensors are views: compilers take no tensor twice
-        mask_b, lengths_b = (None if t is None else t.view_as(t) for t in (mask, lengths))
         found = soft_align(
             f,
-            f.view_as(f),
+            f,
             a,
-            a.view_as(a),
+            a,
             mask_a=mask,
-            mask_b=mask_b,
+            mask_b=mask,
             lengths_a=lengths,
-            lengths_b=lengths_b,
+            lengths_b=lengths,
             bias=bias.to(f.dtype),
             backend=self.backend,
         )

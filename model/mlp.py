@@ -51,16 +51,20 @@ class FeedForward(nn.Sequential):
         return y if input.ndim == 2 else y.reshape(*input.shape[:-1], y.shape[-1])
 
     def is_unchanged(self) -> bool:
-        """Whether the layers are still those that `mlp` made, without hooks."""
+        """Whether the layers are still those that `mlp` made, without hooks, and so are their weights."""
         kinds = (Dropout, nn.Linear, nn.ReLU, nn.Flatten)[: len(self) // 2]
-        layers = self._modules.values()
-        return [type(layer) for layer in layers] == [*kinds, *kinds] and not any(map(is_hooked, layers))
+        layers: list[Any] = list(self._modules.values())
+        return (
+            [type(layer) for layer in layers] == [*kinds, *kinds]
+            and not any(map(is_hooked, layers))
+            and all(has_own_parameters(layers[i], "weight", "bias") for i in (1, len(layers) // 2 + 1))
+        )
 
     def _weights(self) -> tuple[Tensor, ...]:
-        """Of both linear layers, each with its bias; None where one is no parameter. Attributes are slower to find."""
+        """Of both linear layers, each with its bias. Attributes are slower to find."""
         layers: list[Any] = list(self._modules.values())
         both = layers[1], layers[len(layers) // 2 + 1]
-        return tuple(layer._parameters.get(name) for layer in both for name in ("weight", "bias"))
+        return tuple(layer._parameters[name] for layer in both for name in ("weight", "bias"))
 
     def _fused(self, input: Tensor, other: Tensor | None) -> float | None:
         """The dropout's rate, 0 where it is off, if the layers can run as one; else None."""
@@ -76,7 +80,6 @@ class FeedForward(nn.Sequential):
         w1, _, w2, _ = weights = self._weights()
         if (
             len(rates) != 1
-            or any(t is None for t in weights)
             or not _fit(input, other, weights)
             or (other is not None and other.shape[:-1] != input.shape[:-1])
             or input.shape[-1] + (0 if other is None else other.shape[-1]) != w1.shape[1]
@@ -109,7 +112,24 @@ def _needs_grad(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 def is_hooked(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+    """Whether calling the layer does more than its class says."""
+    return bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or "forward" in layer.__dict__
+        or _has_any_global_hook()
+    )
+
+
+# Absent from some future PyTorch, it leaves out hooks of all modules, which few have.
+_has_any_global_hook = getattr(nn.modules.module, "_has_any_global_hook", lambda: False)
+
+
+def has_own_parameters(layer: nn.Module, *names: str) -> bool:
+    """Whether these are the layer's parameters: neither absent, nor tensors put in their place, nor computed ones."""
+    return all(layer._parameters.get(name) is not None for name in names)
 
 
 def _forward(operands: tuple[Any, ...], p: float, seed: int, save: bool) -> tuple[Tensor, Tensor]:
@@ -149,7 +169,10 @@ def _differentiable_backward(
     grad: Tensor,
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """The same gradient through layers one by one, with the same numbers dropped."""
+    """The same gradient through layers one by one, with the same numbers dropped; of aliases, for an input may have
+    been made of another."""
+    x, x2, w1, b1, w2, b2 = (t.view_as(t) if t is not None and n else t for t, n in zip(operands, needed, strict=True))
+    operands = x, x2, w1, b1, w2, b2
     inputs = [t for t, n in zip(operands, needed, strict=True) if n and t is not None]
     found = iter(torch.autograd.grad(layer_by_layer(*operands, p, seed), inputs, grad, create_graph=True))
     return tuple(next(found) if n else None for n in needed)

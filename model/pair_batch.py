@@ -183,7 +183,7 @@ def _offsets(lengths: Tensor) -> Tensor:
     """(sentences + 1,) int32 from lengths."""
     if int(lengths.sum()) >= 2**31:
         raise ValueError(f"a batch can hold at most 2^31 - 1 tokens a side, not {int(lengths.sum())}")
-    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=lengths.device)
     torch.cumsum(lengths, 0, dtype=torch.int32, out=offsets[1:])
     return offsets
 
@@ -192,7 +192,7 @@ def _joined(name: str, sentences: Ids) -> tuple[Tensor, Tensor]:
     """All ids of lists one after another, int64, and the lists' lengths."""
     lengths = np.fromiter(map(len, sentences), dtype=np.int32, count=len(sentences))
     ids = np.array(list(chain.from_iterable(sentences)), dtype=None if lengths.any() else np.int64)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or (ids.dtype == np.uint64 and (ids > np.iinfo(np.int64).max).any()):
         raise TypeError(
             f"{name} must be lists of integer token ids; found {ids.dtype} in {max(ids.ndim, 1)} dimensions"
         )
@@ -216,7 +216,7 @@ def _unpadded(
         )
     keep = as_mask(side, ids.unsqueeze(-1), mask, lengths)
     if keep is None:
-        return ids.reshape(-1), torch.full((ids.shape[0],), ids.shape[1], dtype=torch.int32)
+        return ids.reshape(-1), torch.full((ids.shape[0],), ids.shape[1], dtype=torch.int32, device="cpu")
     return ids[keep], keep.sum(1, dtype=torch.int32).cpu()
 
 

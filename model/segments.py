@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels import transforms
+
 
 def sentence_of_token(offsets: Tensor, total: int) -> Tensor:
     """(total,) int64: which sentence each token belongs to. offsets: (sentences + 1,), up to total."""
@@ -25,8 +27,19 @@ def segment_sum(x: Tensor, offsets: Tensor) -> Tensor:
 
     The same bits every time, forward and backward; half precision is summed in float32.
     """
+    if not torch.compiler.is_compiling() and (transforms.transforming() or transforms.forward_mode()):
+        sentence = sentence_of_token(offsets, x.shape[0])
+        return (
+            x.new_zeros(offsets.shape[0] - 1, x.shape[1], dtype=_wide(x))
+            .index_add(0, sentence, x.to(_wide(x)))
+            .to(x.dtype)
+        )
     summed: Tensor = _SegmentSum.apply(x, offsets)
     return summed
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
 
 
 class _SegmentSum(torch.autograd.Function):
@@ -39,7 +52,7 @@ class _SegmentSum(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, offsets: Tensor) -> Tensor:
         sentence = sentence_of_token(offsets, x.shape[0])
         ctx.save_for_backward(sentence)
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        wide = x.to(_wide(x))
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             summed = wide.new_zeros(offsets.shape[0] - 1, x.shape[1]).index_add_(0, sentence, wide)
         else:

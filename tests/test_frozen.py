@@ -326,6 +326,47 @@ def test_weights_loaded_or_cast_later_are_used():
     assert_close(half(PAIRS), one(PAIRS), budget(model(seed=5), PAIRS, one(PAIRS), torch.bfloat16))
 
 
+def test_buffers_put_in_place_of_others_are_used():
+    of, other = frozen(model(), "native"), frozen(model(seed=1), "native")
+    before = of(PAIRS)
+    for _ in range(5):
+        for source in (other, frozen(model(), "native")):
+            for name, t in source.named_buffers():
+                delattr(of, name)  # its memory, and so its identity, is free for the next
+                of.register_buffer(name, t.clone())
+            assert torch.equal(of(PAIRS), source(PAIRS))
+    assert torch.equal(of(PAIRS), before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_inference_mode(dtype):
+    with torch.inference_mode():
+        of, other = model().freeze(dtype), model(seed=1).freeze(dtype)
+        before = of(PAIRS)
+        assert torch.equal(of(PAIRS), before)
+        of.load_state_dict(other.state_dict())
+        assert torch.equal(of(PAIRS), other(PAIRS))
+        assert not torch.equal(of(PAIRS), before)
+
+
+def test_strided_tables_and_offsets():
+    of = frozen(model(), "native")
+    expected = of(PAIRS)
+    of.table = torch.cat([of.table, of.table], 1)[:, : of.table.shape[1]]
+    assert torch.equal(of(PAIRS), expected)
+    strided = [torch.stack([t, t], 1)[:, 0] for t in (PAIRS.offsets_a, PAIRS.offsets_b)]
+    assert torch.equal(of(PairBatch(PAIRS.ids_a, PAIRS.ids_b, *strided)), expected)
+
+
+def test_cast_models_are_saved_where_they_can_be_loaded(tmp_path):
+    of = model().freeze().to(torch.bfloat16)
+    of.save(tmp_path / "m.safetensors")
+    loaded = FrozenDecomposableAttention.load(tmp_path / "m.safetensors")
+    assert torch.equal(loaded(PAIRS), of(PAIRS))
+    with pytest.raises(ValueError, match=r"saved in torch.float32 or torch.bfloat16, not in torch.float16"):
+        model().freeze().half().save(tmp_path / "half.safetensors")
+
+
 def test_memory_is_stated():
     made = model(vocab=1000, hidden=20).freeze(torch.bfloat16)
     weights = 20 * 20 + 20 * 40 + 20 * 20 + 3 * 20

@@ -187,3 +187,17 @@ def test_sizes_are_named():
         DecomposableAttention(range(VOCAB), 6, 8, 6, 24, 16, intra_attention=True)
     with pytest.raises(ValueError, match=r"num_inputs_compare must be 4 \* embed_size = 24, not 12"):
         DecomposableAttention(range(VOCAB), 6, 8, 12, 12, 16, intra_attention=True)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    "lists", [([[3, 4]], [[]]), ([[]], [[]]), ([], [])], ids=["one side without words", "no words", "no pairs"]
+)
+def test_sides_without_words(route, lists):
+    made = DecomposableAttention.from_sizes(VOCAB, WIDTH, HIDDEN, padding_idx=PAD, intra_attention=True, backend=route)
+    batch = PairBatch.from_lists(*lists)
+    found = made.eval()(batch)
+    assert found.shape == (len(lists[0]), 3)
+    made.backend = "reference"
+    assert torch.allclose(found, made(batch), atol=1e-6)
+    found.sum().backward()

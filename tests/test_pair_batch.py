@@ -104,6 +104,18 @@ def test_to_another_dtype_of_ids_and_no_pairs():
     torch.testing.assert_close(model()(small), model()(found), rtol=0, atol=0)
 
 
+def test_another_default_device():
+    lists = [[2, 3, 4], [5]], [[6], [7, 8]]
+    expected = PairBatch.from_lists(*lists)
+    with torch.device("meta"):
+        found = PairBatch.from_lists(*lists)
+        padded = PairBatch.from_padded(*expected.padded(1), lengths=(expected.lengths_a, None), padding_idx=1)
+        unmasked = PairBatch.from_padded(*expected.padded(1))
+    for batch in (found, padded, unmasked):
+        assert {t.device.type for t in (batch.ids_a, batch.offsets_a, batch.lengths_a)} == {"cpu"}
+    assert torch.equal(padded.offsets_b, expected.offsets_b)
+
+
 def test_copies():
     assert same(pickle.loads(pickle.dumps(batch())), batch())
     moved = batch().to("meta")

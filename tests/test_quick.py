@@ -4,6 +4,7 @@ import pytest
 import torch
 from coalign.kernels import dispatch, quick
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from coalign import soft_align, soft_align_packed
 
@@ -28,6 +29,24 @@ def test_the_second_call_gives_the_bits_of_the_first(operands):
     short = quick.serve(*operands)
     assert short is not None
     assert all(torch.equal(s, found) for s, found in zip(short, long, strict=True))
+
+
+def test_checkpointing_where_only_the_recomputation_comes_the_short_way(operands):
+    lengths = (torch.tensor([9, 4]), torch.tensor([2, 7]))
+    offsets = [torch.tensor(t, dtype=torch.int32) for t in ((0, 9, 18), (0, 7, 14))]
+    calls = {
+        "padded": lambda *x: tuple(soft_align(*x, lengths_a=lengths[0], lengths_b=lengths[1])[:2]),
+        "one side's": lambda *x: tuple(soft_align(*x, lengths_b=lengths[1])[:2]),
+        "packed": lambda *x: tuple(soft_align_packed(*(t.flatten(0, 1) for t in x), *offsets, 9, 7)[:2]),
+    }
+    for name, call in calls.items():
+        found = []
+        for wrapped in (lambda *x, call=call: checkpoint(call, *x, use_reentrant=False), call):
+            dispatch.remembered.clear()
+            leaves = [t.clone().requires_grad_() for t in operands]
+            outputs = wrapped(*leaves)
+            found.append(torch.autograd.grad([o.sin().sum() for o in outputs], leaves))
+        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True)), name
 
 
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])

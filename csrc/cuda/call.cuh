@@ -27,7 +27,7 @@ struct Extent {
   GPU_INLINE int64_t start(int64_t pair) const { return kind == kPackedKind ? number(pair) : 0; }
   // No token stands at this row or later.
   GPU_INLINE int end(int64_t pair) const {
-    return kind == 2 ? most(0, least(static_cast<int>(number(pair)), length)) : stored(pair);
+    return kind == 2 ? within(number(pair), length) : stored(pair);
   }
   GPU_INLINE bool token(int64_t pair, int row) const {
     return row < end(pair) && (kind != 1 || static_cast<const bool*>(data)[pair * length + row]);

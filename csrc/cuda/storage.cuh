@@ -47,5 +47,7 @@ GPU_INLINE uint32_t pack(S low, S high) {
 
 GPU_INLINE int least(int x, int y) { return x < y ? x : y; }
 GPU_INLINE int most(int x, int y) { return x > y ? x : y; }
+// x, but not below 0 or above y: before it is narrowed.
+GPU_INLINE int within(int64_t x, int y) { return x < 0 ? 0 : x < y ? static_cast<int>(x) : y; }
 
 }  // namespace coalign::cuda

@@ -16,7 +16,8 @@ from .. import gpu
 from ..problem import Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side
 
 name = "triton"
-_ASKED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # Triton too looks once, when it is imported
+# what Triton takes for yes; it too looks once, when it is imported
+_ASKED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "on", "true", "y", "yes")
 
 
 def unsupported(problem: Problem) -> list[str]:

@@ -34,7 +34,7 @@ def locate(p_extent, pair, rows, KIND: tl.constexpr, BLOCK: tl.constexpr):
         p_mask = p_extent
         count = rows
         if KIND == "lengths":
-            count = tl.minimum(tl.maximum(tl.load(p_extent + pair).to(tl.int32), 0), rows)
+            count = tl.minimum(tl.maximum(tl.load(p_extent + pair), 0), rows).to(tl.int32)
         if KIND == "mask":
             p_mask = p_extent + pair.to(tl.int64) * rows
             if BLOCK > 0:

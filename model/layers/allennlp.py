@@ -102,7 +102,7 @@ class _Packed(NamedTuple):
 
 
 def _packed(x: Tensor, mask: Tensor | None) -> _Packed:
-    counts = torch.full(x.shape[:1], x.shape[1]) if mask is None else mask.sum(1)
+    counts = torch.full(x.shape[:1], x.shape[1], device=x.device) if mask is None else mask.sum(1)
     rows = x.flatten(0, 1)
     if mask is not None:
         rows = rows.index_select(0, mask.flatten().nonzero()[:, 0])

@@ -1,0 +1,174 @@
+"""Models of which something was exchanged: the fast ways step aside, and nothing is frozen that would be lost."""
+
+import copy
+
+import pytest
+import torch
+from test_inference import PAIRS, model
+from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, vmap
+from torch.nn.utils import parametrizations
+
+from coalign import DecomposableAttention, PairBatch
+
+
+class Doubled(nn.Linear):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+class Added(nn.Module):
+    """A low-rank addition to a layer, as adapters make it."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.down = nn.Linear(layer.in_features, 2, bias=False)
+        self.up = nn.Linear(2, layer.out_features, bias=False)
+
+    @property
+    def weight(self):
+        return self.layer.weight
+
+    def forward(self, x):
+        return self.layer(x) + self.up(self.down(x))
+
+
+def sequential(of):
+    """d2l's own network in the place of ours."""
+    return nn.Sequential(*of)
+
+
+def twice(module, inputs, output):
+    return 2 * output if isinstance(output, torch.Tensor) else tuple(2 * o for o in output)
+
+
+def computed(layer):
+    weight = layer.weight.detach().clone()
+    del layer.weight
+    layer.weight = 3 * weight
+
+
+CHANGES = {
+    "classifier of another class": lambda m: setattr(m.aggregate, "linear", Doubled(20, 3)),
+    "classifier with an addition": lambda m: setattr(m.aggregate, "linear", Added(m.aggregate.linear)),
+    "classifier without a bias": lambda m: setattr(m.aggregate, "linear", nn.Linear(20, 3, bias=False)),
+    "classifier's weight computed": lambda m: computed(m.aggregate.linear),
+    "classifier parametrized": lambda m: parametrizations.weight_norm(m.aggregate.linear),
+    "classifier's own forward": lambda m: setattr(m.aggregate.linear, "forward", lambda x: x[:, :3]),
+    "classifier hooked": lambda m: m.aggregate.linear.register_forward_hook(twice),
+    "compare hooked": lambda m: m.compare.register_forward_hook(twice),
+    "g hooked": lambda m: m.compare.g.register_forward_hook(twice),
+    "g's layer's own forward": lambda m: setattr(m.compare.g[4], "forward", lambda x: -x),
+    "g a Sequential": lambda m: setattr(m.compare, "g", sequential(m.compare.g)),
+    "embedding hooked": lambda m: m.embedding.register_forward_hook(twice),
+    "embedding with max_norm": lambda m: setattr(m.embedding, "max_norm", 0.5),
+    "projection with a bias": lambda m: setattr(m, "projection", nn.Linear(12, 9)),
+    "projection with an addition": lambda m: setattr(m, "projection", Added(m.projection)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_was_exchanged_is_used_and_is_not_frozen(name):
+    torch.manual_seed(1)
+    of = model(projection=9, dtype=torch.float64).float()
+    before = of(PAIRS)
+    CHANGES[name](of)
+    plain = copy.deepcopy(of)
+    plain.backend = "reference"
+    expected = plain(PAIRS)
+    if name not in ("classifier parametrized", "g a Sequential"):
+        assert not torch.allclose(expected, before, atol=1e-3)
+    padded, lengths = PAIRS.padded(0), (PAIRS.lengths_a, PAIRS.lengths_b)
+    with torch.no_grad():
+        assert torch.allclose(of(PAIRS), expected, atol=1e-5)
+        assert torch.allclose(of(padded, lengths=lengths), expected, atol=1e-5)
+    with pytest.raises(TypeError, match="exchanged layers or hooks can't be frozen"):
+        of.freeze()
+
+
+@pytest.mark.parametrize("hidden", [4, 8, 30])
+@pytest.mark.parametrize("part", ["aggregate", "compare", "attend"])
+def test_parts_of_other_sizes(part, hidden):
+    """The inference kernel takes the sizes of the constructor for granted."""
+    of = model()
+    other = DecomposableAttention.from_sizes(60, 12, hidden, padding_idx=1).eval()
+    if part == "aggregate":
+        of.aggregate = other.aggregate
+        of.aggregate.h[1] = nn.Linear(40, hidden)
+    elif part == "compare":
+        of.compare, of.aggregate.h[1] = other.compare, nn.Linear(2 * hidden, 20)
+    else:
+        of.attend = other.attend
+    plain = copy.deepcopy(of)
+    plain.backend = "reference"
+    with torch.no_grad():
+        assert torch.allclose(of(PAIRS), plain(PAIRS), atol=1e-5)
+
+
+def test_another_number_of_classes():
+    of = model()
+    of.aggregate.linear.weight = nn.Parameter(torch.randn(20, 20))
+    of.aggregate.linear.bias = nn.Parameter(torch.randn(20))
+    with torch.no_grad():
+        found = of(PAIRS)
+    assert torch.allclose(found, of(PAIRS), atol=1e-5)
+
+
+def test_gradients_reach_what_was_put_in():
+    of = model(projection=9).requires_grad_(False)
+    of.projection = Added(of.projection)
+    of(PAIRS).sum().backward()
+    assert of.projection.up.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("part", ["attend", "compare", "aggregate"])
+def test_parts_of_ones_own(part):
+    class Own(nn.Module):
+        def __init__(self, part):
+            super().__init__()
+            self.part = part
+
+        def forward(self, *inputs, **given):
+            return self.part(*inputs, **given)
+
+    of = model()
+    expected = of(PAIRS)
+    setattr(of, part, Own(getattr(of, part)))
+    assert torch.allclose(of(PAIRS), expected, atol=1e-5)
+    of.backend = "native"
+    assert of.backend == "native"
+
+
+@pytest.mark.parametrize("grads", [True, False], ids=["with gradients", "without"])
+def test_tangents(grads):
+    of = model(dtype=torch.float64).float()
+    scores = []
+    for backend in (None, "reference"):
+        of.backend = backend
+        with forward_ad.dual_level(), torch.set_grad_enabled(grads):
+            weights = {"compare.g.4.weight": forward_ad.make_dual(of.compare.g[4].weight, torch.ones(20, 20))}
+            scores.append(forward_ad.unpack_dual(functional_call(of, weights, (PAIRS,))).tangent)
+    assert scores[0].abs().max() > 0
+    assert torch.allclose(*scores, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_each_pair():
+    of = model()
+    premises, hypotheses = PairBatch.from_lists([[3, 4, 5], [6, 7, 1]], [[8, 9], [10, 1]]).padded(1)
+    parameters = dict(of.named_parameters())
+
+    def score(parameters, a, b):
+        return functional_call(of, parameters, ((a[None], b[None]),)).square().sum()
+
+    found = vmap(grad(score), (None, 0, 0))(parameters, premises, hypotheses)
+    for pair in range(2):
+        expected = grad(score)(parameters, premises[pair], hypotheses[pair])
+        for name, one in expected.items():
+            assert torch.allclose(found[name][pair], one, rtol=1e-4, atol=1e-5), name
+    whole = grad(lambda p: functional_call(of, p, (PAIRS,)).square().sum())(parameters)
+    leaves = [p.detach().requires_grad_() for p in parameters.values()]
+    scores = functional_call(of, dict(zip(parameters, leaves, strict=True)), (PAIRS,))
+    for one, other in zip(torch.autograd.grad(scores.square().sum(), leaves), whole.values(), strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
