@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
 def exchanged(model: DecomposableAttention) -> str | None:
     """The name of a layer that was exchanged, has a hook, or whose weights are no longer its own parameters."""
-    kinds = {"embedding": nn.Embedding, "attend": Attend, "compare": Compare, "aggregate": Aggregate}
+    kinds: dict[str, type[nn.Module]] = {
+        "embedding": nn.Embedding,
+        "attend": Attend,
+        "compare": Compare,
+        "aggregate": Aggregate,
+    }
     for name, kind in kinds.items():
-        layer = getattr(model, name)
+        layer: nn.Module = getattr(model, name)
         if type(layer) is not kind or is_hooked(layer):
             return name
     if model.embedding.max_norm is not None or not has_own_parameters(model.embedding, "weight"):

@@ -179,7 +179,13 @@ class DecomposableAttention(nn.Module):
 
     def _is_observed(self, ids: Tensor) -> bool:
         """Whether somebody looks at what is inside, or has put something else there."""
-        inside = [self.embedding, self.attend, self.compare, self.aggregate, self.intra_attention]
+        inside: list[nn.Module | None] = [
+            self.embedding,
+            self.attend,
+            self.compare,
+            self.aggregate,
+            self.intra_attention,
+        ]
         kinds = [nn.Embedding, Attend, Compare, Aggregate, type(None) if inside[-1] is None else IntraAttention]
         if [type(layer) for layer in inside] != kinds or not unobserved((ids, self.embedding.weight)):
             return True

@@ -171,10 +171,10 @@ def _differentiable_backward(
 ) -> tuple[Tensor | None, ...]:
     """The same gradient through layers one by one, with the same numbers dropped; of aliases, for an input may have
     been made of another."""
-    x, x2, w1, b1, w2, b2 = (t.view_as(t) if t is not None and n else t for t, n in zip(operands, needed, strict=True))
-    operands = x, x2, w1, b1, w2, b2
-    inputs = [t for t, n in zip(operands, needed, strict=True) if n and t is not None]
-    found = iter(torch.autograd.grad(layer_by_layer(*operands, p, seed), inputs, grad, create_graph=True))
+    apart: Any = [t.view_as(t) if t is not None and n else t for t, n in zip(operands, needed, strict=True)]
+    x, x2, w1, b1, w2, b2 = apart
+    inputs = [t for t, n in zip(apart, needed, strict=True) if n and t is not None]
+    found = iter(torch.autograd.grad(layer_by_layer(x, x2, w1, b1, w2, b2, p, seed), inputs, grad, create_graph=True))
     return tuple(next(found) if n else None for n in needed)
 
 

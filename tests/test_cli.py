@@ -66,6 +66,19 @@ def test_demo_fails_when_an_error_is_too_large(run, monkeypatch):
     assert not json.loads(result.stdout)["passed"]
 
 
+def test_demo_fails_when_there_are_no_numbers(run, monkeypatch):
+    step = demo._step
+
+    def spoilt(model, batch, path, seconds):
+        found = step(model, batch, path, seconds)
+        return {name: t * torch.nan for name, t in found.items()} if path == "fast" else found
+
+    monkeypatch.setattr(demo, "_step", spoilt)
+    result = run("demo", "--json", "--pairs", 9, "--device", "cpu", "--rounds", 1)
+    assert result.exit_code == 1
+    assert not json.loads(result.stdout)["passed"]
+
+
 def test_demo_on_a_file(run, tmp_path):
     path = tmp_path / "pairs.jsonl"
     pair = {"gold_label": "neutral", "sentence1": "Two dogs play .", "sentence2": "Dogs play ball ."}

@@ -224,6 +224,13 @@ def test_recomputed_activations_are_the_same():
     assert all(map(torch.equal, found, expected))
 
 
+def test_gradients_to_be_differentiated_again_where_one_input_is_made_of_the_other():
+    of = network(24, 16)
+    x = inputs(9, 12, 0)[0].detach().requires_grad_()
+    once, again = (torch.autograd.grad(of(x, x.tanh()).sin().sum(), x, create_graph=c)[0] for c in (False, True))
+    assert (once - again).norm() <= 1e-5 * once.norm()
+
+
 def test_a_change_of_the_layers_is_obeyed():
     """Hooks are called, exchanged layers used, modes of single layers kept."""
     x, _ = inputs(9, 12, 0)

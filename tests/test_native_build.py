@@ -104,6 +104,23 @@ def test_no_compiler(monkeypatch):
         build.build(build.SOURCES)
 
 
+def test_a_compiler_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/g++-99")
+    with pytest.raises(build.BuildError, match="'/nowhere/g\\+\\+-99', which CXX names, was not found"):
+        build.build(build.SOURCES)
+
+
+@pytest.mark.parametrize("trouble", [PermissionError("not yours"), OSError("noexec"), RuntimeError("no home")], ids=str)
+def test_whatever_keeps_a_library_away_is_a_reason_and_a_warning(trouble):
+    def failing():
+        raise trouble
+
+    extension = build.Extension("C++ extension", failing)
+    with pytest.warns(UserWarning, match=str(trouble)):
+        assert extension.reason() == str(trouble)
+    assert extension.reason() == str(trouble)
+
+
 ONE = """
     from pathlib import Path
     from coalign.kernels.native import build

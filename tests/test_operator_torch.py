@@ -118,6 +118,22 @@ def test_checkpointing_recomputes_the_same_bits(backend, reentrant):
         assert torch.equal(one, other)
 
 
+def test_compile_with_tensors_that_come_twice():
+    torch._dynamo.reset()
+    x, y = (torch.randn(2, n, 8).requires_grad_() for n in (4, 5))
+    lengths = torch.tensor([3, 2])
+
+    def call(x, y, lengths):
+        return soft_align(x, y, x, y, lengths_a=lengths, lengths_b=lengths)
+
+    results = []
+    for run in (call, torch.compile(call, fullgraph=True, backend="aot_eager")):
+        outputs = run(x, y, lengths)
+        results.append((*outputs, *torch.autograd.grad(sum(o.sin().sum() for o in outputs), (x, y))))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_compile_packed(backend):
     torch._dynamo.reset()
     operands = RAGGED.but(extent_a="packed", extent_b="packed").operands(backend.device)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -104,6 +105,30 @@ def test_bad_input_is_named(run, model, words, message):
     assert shown.exit_code == 1
     assert message in shown.stderr
     assert shown.stdout == ""
+
+
+def test_answers_go_where_a_link_leads_and_into_pipes(run, model, lines, expected, tmp_path):
+    target, link = tmp_path / "target.jsonl", tmp_path / "link.jsonl"
+    link.symlink_to(target)
+    (tmp_path / "pairs.jsonl").write_bytes(b"\n".join(lines))
+    words = model, tmp_path / "pairs.jsonl", "--device", "cpu", "--out"
+    assert run(*words, link).exit_code == 1
+    assert link.is_symlink()
+    assert target.read_bytes() == expected
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with (tmp_path / "copy").open("wb") as copy, subprocess.Popen(["cat", str(pipe)], stdout=copy) as reader:
+        assert run(*words, pipe).exit_code == 1
+        assert reader.wait(timeout=60) == 0
+    assert (tmp_path / "copy").read_bytes() == expected
+    assert pipe.is_fifo()
+    refused = run(*words, tmp_path)
+    assert refused.exit_code == 1
+    assert "is a folder" in refused.output
+
+
+def test_messages_are_not_taken_for_markup(run, model):
+    assert "nowhere/[old]/no[/x]" in run(model, "nowhere/[old]/no[/x]").output.replace("\n", "")
 
 
 def test_a_reader_who_has_enough_is_no_error(model, tmp_path):

@@ -125,6 +125,7 @@ def test_no_pairs_sentences_without_words_and_other_sequences(checkpoint):
     [
         (["a", None], ["b", "c"], TypeError, r"premises\[1\] must be a text, not NoneType"),
         (["a"], [float("nan")], TypeError, r"hypotheses\[0\] must be a text, not float"),
+        ("two words", ["a"], TypeError, "premises must be a sequence of texts, not one text"),
         (["a", "b"], ["c"], ValueError, "there are 2 premises, but 1 hypotheses"),
     ],
 )

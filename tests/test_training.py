@@ -162,6 +162,34 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, corpora):
     assert load_checkpoint(tmp_path / "run/last.json").step == 2
 
 
+@pytest.mark.parametrize("validated", [True, False], ids=["with validation", "without"])
+def test_weights_that_the_last_step_spoils_are_not_saved_to_go_on_from(tmp_path, corpora, validated):
+    training, validation = corpora
+    run = Training(replace(SMALL, epochs=2), training, validation if validated else None, tmp_path / "run")
+    steps = len(run.batches)
+
+    def spoil(progress):
+        if run.step == 2 * steps:
+            with torch.no_grad():
+                run.model.aggregate.linear.bias[0] = torch.nan
+
+    with pytest.raises(TrainingError, match=rf"after step {2 * steps} \(epoch 2\) a loss or a parameter"):
+        run.run(spoil)
+    assert load_checkpoint(tmp_path / "run/last.json").step == steps
+    assert load_checkpoint(tmp_path / "run/failed.json").step == 2 * steps
+
+
+def test_the_best_accuracy_is_of_one_kind(tmp_path, corpora):
+    training, validation = corpora
+    first = Training(replace(SMALL, epochs=1), training, validation, tmp_path / "run")
+    first.run()
+    first.best = 2.0  # which no accuracy reaches
+    first._save("last.json")
+    saved = load_checkpoint(tmp_path / "run/last.json")
+    assert Training(SMALL, training, validation, tmp_path / "run", resume=saved).best == 2.0
+    assert Training(SMALL, training, None, tmp_path / "run", resume=saved).best == -1.0
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

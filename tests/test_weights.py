@@ -200,3 +200,23 @@ def test_scores_need_no_clamps(backend, magnitude):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-4 if magnitude > 1e3 else 1e-5)
     (gradient,) = torch.autograd.grad(sum(t.square().sum() for t in found), f_a)
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [0.3, torch.tensor([0.2, 0.4, 0.3])], ids=["a number", "a tensor"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
+def test_matches_under_autocast_and_with_scales_of_their_own(scale, autocast):
+    draw = torch.Generator().manual_seed(0)
+    f_a, f_b = (torch.randn(3, k, 8, generator=draw) for k in (4, 3))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        both = dual_softmax(f_a, f_b, scale=scale)
+        found = dual_softmax_matches(f_a, f_b, scale=scale)
+    mutual = (both == both.amax(-1, keepdim=True)) & (both == both.amax(-2, keepdim=True))
+    assert torch.allclose(found.score, (both * mutual).sum(-1), atol=1e-4)
+    assert torch.equal(found.partner >= 0, mutual.any(-1))
+
+
+def test_matches_of_what_is_no_tensor():
+    with pytest.raises(TypeError, match="f_a and f_b must be tensors, not list and Tensor"):
+        dual_softmax_matches([1], torch.ones(2, 3))
+    with pytest.raises(TypeError, match="f_a must be a tensor, not list"):
+        soft_align_one_way([1], torch.ones(2, 3), torch.ones(2, 3))

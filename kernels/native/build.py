@@ -80,8 +80,8 @@ class Extension:
                 try:
                     torch.ops.load_library(str(self._build()))
                     self._loaded = True
-                except BuildError as error:
-                    self._failure = str(error).splitlines()[0]
+                except (OSError, RuntimeError, ValueError) as error:  # BuildError; nowhere to keep it; not to be loaded
+                    self._failure = (str(error) or type(error).__name__).splitlines()[0]
                     warnings.warn(f"coalign runs without its {self._name}: {error}", RuntimeWarning, stacklevel=3)
         return self._failure
 
@@ -99,9 +99,9 @@ def build(sources: tuple[str, ...], folder: Path | None = None, tools: Toolchain
         tools = _cpp() if tools is None else tools
         cache = cache_folder()
         finished = cache / f"native-{_key(root, sources, tools)}.so"
-        if finished.exists():
-            return finished
         try:
+            if finished.exists():
+                return finished
             cache.mkdir(parents=True, exist_ok=True)
             with _alone(cache):
                 if not finished.exists():
@@ -189,7 +189,10 @@ def compiler() -> str:
     """The C++ compiler: CXX, or the first that is found."""
     if sys.platform == "win32":
         raise BuildError("the C++ kernels need GCC's or Clang's vector extension, which Windows' compiler lacks")
-    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
+    chosen = os.environ.get("CXX")
+    if chosen and not shutil.which(chosen):
+        raise BuildError(f"the C++ compiler {chosen!r}, which CXX names, was not found")
+    for name in filter(None, (chosen, "c++", "g++", "clang++")):
         if path := shutil.which(name):
             return path
     raise BuildError("no C++ compiler was found (c++, g++ or clang++; set CXX for another)")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 _ABANDONED = 3600.0  # seconds after which an unfinished file is a dead process's
 
@@ -16,12 +21,20 @@ _ABANDONED = 3600.0  # seconds after which an unfinished file is a dead process'
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write beside path, which takes path's place when the block ends without an error.
 
+    Where path is a link, it takes the place of what that leads to. A device or a pipe is written to as it is.
+
     The data reaches the disk before the name does. A killed process leaves its unfinished file behind,
     `.<name>.<random>.unfinished`; the next writer of the same path removes those older than an hour.
 
     Raises:
-        OSError: the folder can't be written to.
+        OSError: the folder can't be written to, or path is a folder itself.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = path.resolve()
     for old in path.parent.glob(f".{path.name}.*.unfinished"):
         try:
             if time.time() - old.stat().st_mtime > _ABANDONED:
@@ -40,6 +53,19 @@ def replacing(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
         raise
     _flush(path.parent)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file that takes path's place once it is whole.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    with replacing(path) as unfinished:
+        try:
+            save_file(tensors, unfinished, metadata)
+        except SafetensorError as error:  # what it makes of the system's errors
+            raise OSError(f"{path} can't be written: {error}") from None
 
 
 def _flush(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..decomposable_attention import DecomposableAttention
-from .atomic import replacing
+from .atomic import replacing, save_tensors
 from .rows import DataError
 from .settings import Settings
 from .vocabulary import Vocabulary
@@ -73,8 +74,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     if checkpoint.optimizer is not None:
         about["optimizer"] = _split_optimizer(checkpoint.optimizer, tensors)
     file = path.with_name(f"{path.stem}-{checkpoint.step}.safetensors")
-    with replacing(file) as unfinished:
-        save_file(tensors, unfinished)
+    save_tensors(tensors, file)
     about |= {"tensors": file.name, "vocabulary": checkpoint.vocabulary.tokens}
     with replacing(path) as unfinished:
         unfinished.write_text(json.dumps(about, indent=1))
@@ -83,12 +83,13 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
             old.unlink()
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read what `save_checkpoint` wrote: a .json, or a folder whose best.json is meant.
 
     Raises:
         OSError: a file is missing. DataError: it is no checkpoint, or of another version's format.
     """
+    path = Path(path)
     path = path / "best.json" if path.is_dir() else path
     try:
         about = json.loads(path.read_text())

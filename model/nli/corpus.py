@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .atomic import replacing
+from .atomic import save_tensors
 from .datasets_hub import dataset_rows, is_dataset_name
 from .pairs import LABELS, UNLABELLED
 from .rows import Columns, DataError, Row, read_rows
@@ -182,8 +181,7 @@ def _save(corpus: Corpus, path: Path) -> None:
     spelling = bytearray("\n".join(corpus.words).encode("utf-8", "surrogatepass"))
     tensors["words"] = torch.frombuffer(spelling or bytearray(1), dtype=torch.uint8)
     about = {"labels": json.dumps(corpus.label_names), "unlabelled": str(corpus.unlabelled)}
-    with replacing(path) as unfinished:
-        save_file(tensors, unfinished, metadata=about)
+    save_tensors(tensors, path, about)
 
 
 def _load(path: Path) -> Corpus:

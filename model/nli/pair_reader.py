@@ -49,6 +49,10 @@ class PairReader:
 
     def _ids(self, name: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """A side's ids and lengths. No sentence's words outlive it, so that the next one's take the same memory."""
+        if isinstance(texts, str):
+            raise TypeError(f"{name} must be a sequence of texts, not one text")
+        if not hasattr(texts, "__len__"):
+            texts = list(texts)  # they are gone through twice
         if not all(issubclass(kind, str) for kind in set(map(type, texts))):
             place, what = next((i, t) for i, t in enumerate(texts) if not isinstance(t, str))
             raise TypeError(f"{name}[{place}] must be a text, not {type(what).__name__}")

@@ -142,9 +142,13 @@ def _workers() -> Iterator[tuple[ThreadPoolExecutor, int]]:
         all_here.wait()
 
     with ThreadPoolExecutor(count) as pool:
-        for _ in range(count):
-            pool.submit(begin)
-        all_here.wait()
+        try:
+            for _ in range(count):
+                pool.submit(begin)
+            all_here.wait()
+        except BaseException:  # such as that no more threads can be started: those that are here wait no longer
+            all_here.abort()
+            raise
         torch.set_num_threads(count)  # for threads that are made later take the number that was set last
         yield pool, count
 

@@ -169,6 +169,16 @@ class Training:
                 f"the state is saved in {self.folder / FAILED}"
             )
 
+    def _check_epoch(self, numbers: dict[str, float]) -> None:
+        """That nothing is saved to go on from, from which nobody could."""
+        fine = all(map(math.isfinite, numbers.values())) and all(p.isfinite().all() for p in self.model.parameters())
+        if self.ranks.any(not fine):
+            self._save(FAILED)
+            raise TrainingError(
+                f"after step {self.step} (epoch {self.epoch + 1}) a loss or a parameter is not finite; "
+                f"the state is saved in {self.folder / FAILED}"
+            )
+
     def _end_epoch(self, seconds: float) -> None:
         """Evaluate, note the epoch's numbers, and save."""
         reached = self._progress()
@@ -190,6 +200,7 @@ class Training:
             )
             numbers |= {"validation_loss": found.loss, "validation_accuracy": found.accuracy}
             score = found.accuracy
+        self._check_epoch(numbers)
         numbers["seconds"] = round(seconds, 3)
         self.history.append(numbers)
         self.epoch, self.batch, self._pairs = self.epoch + 1, 0, 0
@@ -258,6 +269,8 @@ class Training:
         self.optimizer.load_state_dict(saved.optimizer)
         self.epoch, self.batch, self.step, self.best = saved.epoch, saved.batch, saved.step, saved.best
         self.history = saved.history
+        if self.history and ("validation_accuracy" in self.history[-1]) != (self.validation is not None):
+            self.best = -1.0  # of another kind than the accuracies that follow
         self._sums.copy_(torch.tensor([saved.sums["loss"], saved.sums["right"]], dtype=torch.float64))
         self._pairs = int(saved.sums["pairs"])
 

@@ -17,10 +17,9 @@ from typing import IO
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .atomic import replacing
+from .atomic import save_tensors
 from .rows import DataError
 from .vocabulary import PADDING, UNKNOWN, Vocabulary
 
@@ -106,8 +105,7 @@ def load_word_vectors(
             warnings.warn(f"{cached} is damaged and made anew", stacklevel=2)
     vectors = _read(archive, member, vocabulary)
     try:
-        with replacing(cached) as unfinished:
-            save_file({"weight": vectors.weight, "found": vectors.found}, unfinished)
+        save_tensors({"weight": vectors.weight, "found": vectors.found}, cached)
     except OSError as error:
         warnings.warn(f"the vectors found are not kept: {error}", stacklevel=2)
     return vectors

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -87,7 +88,9 @@ def demo(
         raise typer.Exit(0 if outcome.passed else 1)
 
     source = "the embedded set" if data is None else str(data)
-    console.print(f"\n[bold]{outcome.pairs} pairs[/] of {source}, {len(vocabulary)} words, on {outcome.device}")
+    console.print(
+        f"\n[bold]{outcome.pairs} pairs[/] of {escape(str(source))}, {len(vocabulary)} words, on {outcome.device}"
+    )
     console.print(f"The fast path ran on the backend [bold]{outcome.backend}[/]:")
     console.print(outcome.explanation, style="dim", highlight=False, soft_wrap=True)
     if outcome.backend == "reference":
@@ -112,7 +115,7 @@ def _interpreted(data: Path | None, seed: int, pairs: int = 12) -> Outcome | Non
         try:
             return demonstration.run_interpreted([] if data is None else ["--data", str(data)], pairs, seed)
         except RuntimeError as error:
-            complaints.print(f"[yellow]The Triton kernels could not be interpreted here.[/] {error}")
+            complaints.print(f"[yellow]The Triton kernels could not be interpreted here.[/] {escape(str(error))}")
             return None
 
 
@@ -185,7 +188,7 @@ def align(
         print_alignment(alignment, console)
         if plot is not None:
             plot_alignment(alignment, plot)
-            console.print(f"wrote {plot}")
+            console.print(f"wrote {plot}", markup=False)
     except (ValueError, ImportError, OSError, BackendUnavailable) as error:
         fail(str(error))
 

@@ -53,15 +53,20 @@ def predict(
     given = texts or ["-"]
     if len(given) > 2:
         fail(f"give a premise and a hypothesis, each in quotes, or one file; not {len(given)} arguments")
+    if len(given) == 2 and out is not None:
+        fail("--out is for a file's answers; a pair's is printed")
     if precision not in PRECISIONS:
         fail(f"--precision must be {' or '.join(PRECISIONS)}, not {precision!r}")
+    if out is not None and out.is_dir():
+        fail(f"--out {out} is a folder")
     place = device_named(device)
     try:
         with joined(place) as ranks, quiet(not ranks.first):
             pairs = JsonPairs(_columns(columns))
             predictor = Predictor.load(model, dtype=PRECISIONS[precision], backend=backend).to(place)
             if len(given) == 2:
-                _print_pair(predictor, given[0], given[1], as_json)
+                if ranks.first:
+                    _print_pair(predictor, given[0], given[1], as_json)
                 return
             path = None if given[0] == "-" else Path(given[0])
             with _telling(path, out) as told:

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from .model.nli.ranks import own_device
 
@@ -47,5 +48,5 @@ def quiet(silent: bool) -> Iterator[None]:
 
 def fail(message: str) -> NoReturn:
     """Print the message as an error and end the command with status 1."""
-    complaints.print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
+    complaints.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     raise typer.Exit(1)

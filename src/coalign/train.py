@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -109,7 +110,7 @@ def train(
             if not _run(run):
                 complaints.print(f"stopped after step {run.step}; go on with --resume", soft_wrap=True)
                 raise typer.Exit(130)
-            console.print(f"best accuracy {run.best:.4f}; checkpoints in {out}", soft_wrap=True)
+            console.print(f"best accuracy {run.best:.4f}; checkpoints in {out}", markup=False, soft_wrap=True)
     except _ERRORS as error:
         fail(str(error))
 
@@ -174,16 +175,16 @@ def _columns(names: str | None) -> Columns:
 
 
 def _read(source: str, reading: Reading) -> Corpus:
-    with complaints.status(f"reading {source}"):
+    with complaints.status(escape(f"reading {source}")):
         corpus = load_corpus(source, reading)
     if corpus.unlabelled:
-        complaints.print(f"{source}: left out {corpus.unlabelled} pairs without a label", soft_wrap=True)
+        complaints.print(f"{source}: left out {corpus.unlabelled} pairs without a label", markup=False, soft_wrap=True)
     return corpus
 
 
 def _vectors(source: str, vocabulary: Vocabulary, settings: Settings) -> Tensor:
     found = load_word_vectors(source, vocabulary)
-    console.print(f"{found.coverage:.1%} of {len(vocabulary)} words have a vector in {source}")
+    console.print(f"{found.coverage:.1%} of {len(vocabulary)} words have a vector in {source}", markup=False)
     return found.embedding(vocabulary, missing=settings.missing, normalize=settings.normalize, seed=settings.seed)
 
 
@@ -240,11 +241,11 @@ def _interrupts() -> Iterator[list[int]]:
 def _print_evaluation(found: Evaluation) -> None:
     console.print(f"[bold]accuracy {found.accuracy:.4f}[/]  loss {found.loss:.4f}  {found.pairs} pairs")
     table = Table(title="classes", title_style="bold")
-    for name in ("class", "precision", "recall", "f1", "pairs", *(f"said {name}" for name in found.classes)):
+    for name in ("class", "precision", "recall", "f1", "pairs", *(escape(f"said {name}") for name in found.classes)):
         table.add_column(name, justify="left" if name == "class" else "right")
     for (name, numbers), row in zip(found.classes.items(), found.confusion, strict=True):
         shares = (f"{numbers[key]:.4f}" for key in ("precision", "recall", "f1"))
-        table.add_row(name, *shares, str(numbers["pairs"]), *map(str, row))
+        table.add_row(escape(name), *shares, str(numbers["pairs"]), *map(str, row))
     console.print(table)
     table = Table("tokens of both", "pairs", "accuracy", title="by length", title_style="bold")
     for name, numbers in found.by_length.items():
