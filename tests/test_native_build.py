@@ -116,7 +116,7 @@ def test_whatever_keeps_a_library_away_is_a_reason_and_a_warning(trouble):
         raise trouble
 
     extension = build.Extension("C++ extension", failing)
-    with pytest.warns(UserWarning, match=str(trouble)):
+    with pytest.warns(RuntimeWarning, match=str(trouble)):
         assert extension.reason() == str(trouble)
     assert extension.reason() == str(trouble)
 

@@ -101,3 +101,35 @@ def test_fork_after_a_call():
     """)
     done = subprocess.run([sys.executable, "-c", program], timeout=120, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_after_memory_ran_out_other_calls_are_right():
+    """A thread's memory is no larger than it was really given."""
+    code = """
+        import resource
+        import torch
+        from coalign import soft_align
+
+        torch.set_num_threads(1)
+
+        def call(n, width=256):
+            f = torch.ones(1, n, width, dtype=torch.float16)
+            return soft_align(f, f[:, :1], f[..., :1], f[:, :1, :1], backend="native").beta
+
+        call(16)
+        pages = int(open("/proc/self/statm").read().split()[0])
+        huge = torch.ones(1, 1, 256, dtype=torch.float16).expand(1, 200_000, 256)
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (150 << 20),) * 2)
+        try:
+            soft_align(huge, huge[:, :1], huge[..., :1], huge[:, :1, :1], backend="native")
+        except RuntimeError:
+            print("too large")
+        for n in (8, 64, 1000, 5000):
+            assert torch.equal(call(n), torch.ones(1, n, 1, dtype=torch.float16)), n
+        print("right")
+    """
+    child = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.split("\n")[:2] == ["too large", "right"]

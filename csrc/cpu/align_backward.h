@@ -38,17 +38,22 @@ struct Weights {
 // Weights of a block that is the whole pair, in place of e: P's in p up to a factor a row, gain_a, and Q's up to one a
 // column, gain_b, in q, or in p too if they are shared. To the deltas comes <dout, out>, a mean of what stands in a row of
 // dp or a column of dq: taken from its first number on, and under these very weights, so that the differences from it,
-// which add up to 0 where they are weighed, are not lost in its rounding. Where there is one token they are 0.
+// which add up to 0 where they are weighed, are not lost in its rounding. Where there is one token they are 0. A first
+// number beside which the mean is small may itself be what it is lost in: then the mean is the next start.
 template <class T>
 void weigh_whole(
     T* p, T* q, T* dp, T* dq, const Block& at, int ld, bool shared, const T* lse_a, const T* lse_b, T* delta_a,
     T* delta_b, T* gain_a, T* gain_b) {
   constexpr int W = lanes<T>;
   T found_b[kBlock] = {}, total_b[kBlock] = {};
-  auto finish = [](Vec<T> first, Vec<T> found, Vec<T> total, T* gain, T* delta) ALWAYS_INLINE {
+  // from(mean): the weighed differences from it, where they have to be taken again
+  auto finish = [](Vec<T> first, Vec<T> found, Vec<T> total, T* gain, T* delta, auto&& from) ALWAYS_INLINE {
     const Vec<T> one = total == T(0) ? Vec<T>{} : T(1) / total;
+    Vec<T> mean = first + found * one;
+    const auto lost = max<T>(first, -first) > max<T>(mean, -mean) * T(64);
+    if (any<T>(lost)) mean += lost ? from(mean) * one : Vec<T>{};
     store(gain, one);
-    store(delta, load(delta) + (first + found * one));
+    store(delta, load(delta) + mean);
   };
   for (int i = 0; i < at.rows; i += W) {
     Vec<T> first = {}, found[W] = {}, total[W] = {};
@@ -80,9 +85,22 @@ void weigh_whole(
         });
       }
     }
-    finish(first, sums<T>(found), sums<T>(total), gain_a + i, delta_a + i);
+    finish(first, sums<T>(found), sums<T>(total), gain_a + i, delta_a + i, [&](Vec<T> mean) {
+      Vec<T> again[W] = {};
+      for (int r = 0; r < std::min(W, at.rows - i); ++r) {
+        const int row = (i + r) * ld;
+        for (int j = 0; j < at.padded; j += W) again[r] += load(p + row + j) * (load(dp + row + j) - mean[r]);
+      }
+      return sums<T>(again);
+    });
   }
-  for (int j = 0; j < at.padded; j += W) finish(load(dq + j), load(found_b + j), load(total_b + j), gain_b + j, delta_b + j);
+  for (int j = 0; j < at.padded; j += W) {
+    finish(load(dq + j), load(found_b + j), load(total_b + j), gain_b + j, delta_b + j, [&](Vec<T> mean) {
+      Vec<T> again = {};
+      for (int i = 0; i < at.rows; ++i) again += load((shared ? p : q) + i * ld + j) * (load(dq + i * ld + j) - mean);
+      return again;
+    });
+  }
 }
 
 }  // namespace detail
@@ -120,8 +138,11 @@ void align_backward(
       std::copy_n(to_b.delta + j0, kBlock, delta_b);
       if (whole) {
         weigh_whole(p, q, dp, dq, at, ld, shared, lse_a, lse_b, delta_a, delta_b, gain_a, gain_b);
-      } else if (shared) {
-        for (int j = 0; j < at.padded; j += W) store(gain_b + j, exp<T>(-load(lse_b + j)));
+      } else {
+        // one token alone has all the weight: what stands in dp or dq is its own mean, to the bit
+        for (int i = 0; b.count == 1 && i < at.rows; ++i) delta_a[i] += dp[i * ld];
+        for (int j = 0; a.count == 1 && j < at.columns; ++j) delta_b[j] += dq[j];
+        for (int j = 0; shared && j < at.padded; j += W) store(gain_b + j, exp<T>(-load(lse_b + j)));
       }
       // row i of P and Q, in place of e or of the weights; use(k, j, lanes of P, of Q): those at k, of columns from j
       auto weigh = [&](int i, auto&& use) ALWAYS_INLINE {

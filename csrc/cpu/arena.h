@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <utility>
 #include <vector>
 
 namespace coalign {
@@ -16,11 +17,12 @@ class Arena {
   static Arena& of_this_thread() {
     thread_local Arena arena;
     arena.extra_.clear();
-    if (arena.wanted_ > arena.size_) {
-      arena.size_ = arena.wanted_;
-      arena.main_ = allocate(arena.size_);
+    const std::size_t wanted = std::exchange(arena.wanted_, 0);  // once: where there is too little, less may do next time
+    arena.used_ = arena.taken_ = 0;
+    if (wanted > arena.size_) {
+      arena.main_ = allocate(wanted);
+      arena.size_ = wanted;
     }
-    arena.used_ = arena.taken_ = arena.wanted_ = 0;
     return arena;
   }
 
@@ -38,12 +40,12 @@ class Arena {
   template <class T>
   T* take(std::size_t count) {
     const std::size_t bytes = (count * sizeof(T) + 64) / 64 * 64;
-    taken_ += bytes;
-    wanted_ = std::max(wanted_, taken_);
     if (used_ + bytes > size_) {
       extra_.push_back(allocate(bytes));
+      want(bytes);
       return reinterpret_cast<T*>(extra_.back().get());
     }
+    want(bytes);
     used_ += bytes;
     return reinterpret_cast<T*>(main_.get() + used_ - bytes);
   }
@@ -53,6 +55,11 @@ class Arena {
     void operator()(std::byte* p) const { std::free(p); }
   };
   using Block = std::unique_ptr<std::byte, Free>;
+
+  void want(std::size_t bytes) {
+    taken_ += bytes;
+    wanted_ = std::max(wanted_, taken_);
+  }
 
   static Block allocate(std::size_t bytes) {
     auto* p = static_cast<std::byte*>(std::aligned_alloc(64, bytes));

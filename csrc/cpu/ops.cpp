@@ -314,8 +314,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
         align_backward<Element<S>, B>(
             pa.tokens(Use::both, Use::contract), pb.tokens(Use::both, Use::contract), share, call.rule_of<T>(task.pair),
             part_of<const B>(bias, task.pair, pa.index, pb.index),
-            pa.arrived(of_beta, of_dbeta, of_lse_a, of_dlse_a, whole),
-            pb.arrived(of_alpha, of_dalpha, of_lse_b, of_dlse_b, whole), to_fa.rows(), to_fb.rows(), to_a.rows(), to_b.rows(),
+            pa.arrived(of_beta, of_dbeta, of_lse_a, of_dlse_a, whole || pb.count == 1),
+            pb.arrived(of_alpha, of_dalpha, of_lse_b, of_dlse_b, whole || pa.count == 1), to_fa.rows(), to_fb.rows(), to_a.rows(), to_b.rows(),
             part_of<T>(dbias, task.pair, pa.index, pb.index), arena, ahead);
       }
       auto finish = [aligned](

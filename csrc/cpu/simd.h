@@ -171,6 +171,14 @@ ALWAYS_INLINE inline Vec<T> max(Vec<T> a, Vec<T> b) {
   return a > b ? a : b;
 }
 
+// Whether a comparison of T's vectors holds in any lane.
+template <class T, class C>
+ALWAYS_INLINE inline bool any(C holds) {
+  bool found = false;
+  for (int l = 0; l < lanes<T>; ++l) found |= holds[l] != 0;
+  return found;
+}
+
 // Lanes of a and b, folded onto one another in blocks: of 2 HALF lanes, the first HALF from a and the others from b;
 // for HALF = 1 of 4 lanes, from a and from b by turns, which in-lane shuffles can do.
 template <class T, int HALF, class OP, std::size_t... I>

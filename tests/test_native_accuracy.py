@@ -1,0 +1,52 @@
+"""Where the C++ backward pass would lose digits: gradients of f in float32 against the reference in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from coalign import soft_align
+
+BUDGET = 2e-6
+
+
+def errors(operands, bias=None):
+    """‖found − truth‖ / ‖truth‖ of each operand's gradient."""
+    draw = torch.Generator().manual_seed(2)
+    arriving = [
+        torch.randn(operands[0].shape[1], operands[3].shape[2], generator=draw, dtype=torch.float64)[None],
+        torch.randn(operands[1].shape[1], operands[2].shape[2], generator=draw, dtype=torch.float64)[None],
+    ]
+    found = []
+    for dtype, backend in ((torch.float32, "native"), (torch.float64, "reference")):
+        leaves = [t.to(dtype).requires_grad_() for t in operands]
+        outputs = soft_align(*leaves, bias=None if bias is None else bias.to(dtype), backend=backend)
+        found.append(torch.autograd.grad(outputs, leaves, [t.to(dtype) for t in arriving]))
+    return [float((one - truth).norm() / truth.norm()) for one, truth in zip(*found, strict=True)]
+
+
+def made(m, n):
+    draw = torch.Generator().manual_seed(1)
+    sizes = ((m, 16), (n, 16), (m, 8), (n, 8))
+    return [torch.randn(1, *size, generator=draw, dtype=torch.float64) * 0.3 for size in sizes]
+
+
+@pytest.mark.parametrize("place", [0, 7])
+@pytest.mark.parametrize("side", ["b", "a"])
+@pytest.mark.parametrize("how", ["forbidden", "unlikely"])
+@pytest.mark.parametrize("size", [1e2, 1e6])
+def test_a_large_value_without_weight(size, how, side, place):
+    """Sums under the weights are taken from some number on: not one that drowns the others."""
+    m, n = (12, 20) if side == "b" else (20, 12)
+    operands, bias = made(m, n), torch.zeros(m, n, dtype=torch.float64)
+    operands[3 if side == "b" else 2][:, place] *= size
+    line = bias[:, place] if side == "b" else bias[place]
+    line.fill_(-torch.inf if how == "forbidden" else -40)
+    assert max(errors(operands, bias)) <= BUDGET
+
+
+@pytest.mark.parametrize("length", [64, 65, 500, 5000])
+@pytest.mark.parametrize("side", ["b", "a"])
+def test_one_token_against_many(length, side):
+    """All the weight is on it, and nothing of that softmax is left in its scores' gradient."""
+    assert max(errors(made(length, 1) if side == "b" else made(1, length))) <= BUDGET
