@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import Backend
+from functorch.compile import make_boxed_func
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -121,17 +123,23 @@ def test_checkpointing_recomputes_the_same_bits(backend, reentrant):
 def test_compile_with_tensors_that_come_twice():
     torch._dynamo.reset()
     x, y = (torch.randn(2, n, 8).requires_grad_() for n in (4, 5))
-    lengths = torch.tensor([3, 2])
+    lengths, graphs = torch.tensor([3, 2]), []
+
+    def kept(module, inputs):
+        graphs.append(module.graph)
+        return make_boxed_func(module.forward)
 
     def call(x, y, lengths):
         return soft_align(x, y, x, y, lengths_a=lengths, lengths_b=lengths)
 
     results = []
-    for run in (call, torch.compile(call, fullgraph=True, backend="aot_eager")):
+    for run in (call, torch.compile(call, fullgraph=True, backend=aot_autograd(fw_compiler=kept, bw_compiler=kept))):
         outputs = run(x, y, lengths)
         results.append((*outputs, *torch.autograd.grad(sum(o.sin().sum() for o in outputs), (x, y))))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
+    targets = [[str(node.target) for node in graph.nodes if "coalign" in str(node.target)] for graph in graphs]
+    assert targets == [["coalign.soft_align.default"], ["coalign.soft_align_backward.default"]]
 
 
 def test_compile_packed(backend):
