@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import autocast
-from .api import soft_align
+from .api import padded_features, soft_align
 
 
 class Matches(NamedTuple):
@@ -48,13 +48,10 @@ def dual_softmax_matches(
         raise ValueError(f"chunk must be at least 1, not {chunk}")
     if not (isinstance(f_a, Tensor) and isinstance(f_b, Tensor)):
         raise TypeError(f"f_a and f_b must be tensors, not {type(f_a).__name__} and {type(f_b).__name__}")
-    if autocast.enabled(f_a.device.type):
-        f_a, f_b = autocast.cast((f_a, f_b))
-    if isinstance(scale, Tensor):
-        f_a, scale = (f_a * scale[..., None, None]).to(f_a.dtype), 1.0
+    a, b, _, factor = padded_features(f_a, f_b, mask_a, mask_b, lengths_a, lengths_b, scale, None)
     given = {"mask_a": mask_a, "mask_b": mask_b, "lengths_a": lengths_a, "lengths_b": lengths_b, "backend": backend}
-    with autocast.off(f_a.device.type):
-        return _matches(f_a, f_b, given, scale, threshold, chunk)
+    with autocast.off(a.f.device.type):
+        return _matches(a.f, b.f, given, factor, threshold, chunk)
 
 
 def _matches(f_a: Tensor, f_b: Tensor, given: dict[str, Any], scale: float, threshold: float, chunk: int) -> Matches:

@@ -195,7 +195,7 @@ class DecomposableAttention(nn.Module):
         return any(layer is not None and is_hooked(layer) for layer in inside)
 
     def _packed_scores(self, X: PairBatch) -> Tensor:
-        if X.device.type == "cpu" and not self._is_observed(X.ids_a) and not inference.unsupported(self):
+        if X.device.type == "cpu" and not inference.unsupported(self) and unobserved((X.ids_a, self.embedding.weight)):
             return inference.scores(self, X)
         # one look-up for both sides: its gradient is as large as the vocabulary, and so not made twice and added
         words = self._vectors(torch.cat([X.ids_a, X.ids_b]), None)

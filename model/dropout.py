@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from ..kernels.dispatch import requested
 from ..kernels.native import mlp as native
 from ..kernels.ops import unobserved
+from ..kernels.transforms import forward_mode
 
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 
@@ -54,7 +54,7 @@ def on_native(*tensors: Tensor | None) -> bool:
     asked for."""
     return (
         unobserved(tensors)
-        and getattr(forward_ad, "_current_level", -1) < 0
+        and not forward_mode()
         and all(t is None or t.device.type == "cpu" for t in tensors)
         and requested(None) in (None, "native")
         and native.available()

@@ -84,7 +84,7 @@ class FrozenDecomposableAttention(nn.Module):
     def _set_up(self, state: Mapping[str, Tensor], padding_idx: int | None, backend: str | None) -> None:
         for name, t in state.items():
             with torch.inference_mode(False):  # whose tensors don't say when they change
-                self.register_buffer(name, t.clone() if t.is_inference() else t.contiguous())
+                self.register_buffer(name, (t.clone() if t.is_inference() else t).contiguous())
         self.padding_idx = padding_idx
         self.backend = backend
         self._kept: tuple[Any, Any, Any] = _NOTHING

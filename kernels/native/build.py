@@ -190,11 +190,11 @@ def compiler() -> str:
     if sys.platform == "win32":
         raise BuildError("the C++ kernels need GCC's or Clang's vector extension, which Windows' compiler lacks")
     chosen = os.environ.get("CXX")
-    if chosen and not shutil.which(chosen):
-        raise BuildError(f"the C++ compiler {chosen!r}, which CXX names, was not found")
-    for name in filter(None, (chosen, "c++", "g++", "clang++")):
+    for name in (chosen,) if chosen else ("c++", "g++", "clang++"):
         if path := shutil.which(name):
             return path
+    if chosen:
+        raise BuildError(f"the C++ compiler {chosen!r}, which CXX names, was not found")
     raise BuildError("no C++ compiler was found (c++, g++ or clang++; set CXX for another)")
 
 

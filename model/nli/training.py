@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -163,21 +163,17 @@ class Training:
 
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
-            self._save(FAILED)
-            raise TrainingError(
-                f"the loss of step {self.step + 1} (epoch {self.epoch + 1}) is {loss}; "
-                f"the state is saved in {self.folder / FAILED}"
-            )
+            self._fail(f"the loss of step {self.step + 1} (epoch {self.epoch + 1}) is {loss}")
 
     def _check_epoch(self, numbers: dict[str, float]) -> None:
         """That nothing is saved to go on from, from which nobody could."""
         fine = all(map(math.isfinite, numbers.values())) and all(p.isfinite().all() for p in self.model.parameters())
         if self.ranks.any(not fine):
-            self._save(FAILED)
-            raise TrainingError(
-                f"after step {self.step} (epoch {self.epoch + 1}) a loss or a parameter is not finite; "
-                f"the state is saved in {self.folder / FAILED}"
-            )
+            self._fail(f"after step {self.step} (epoch {self.epoch + 1}) a loss or a parameter is not finite")
+
+    def _fail(self, why: str) -> NoReturn:
+        self._save(FAILED)
+        raise TrainingError(f"{why}; the state is saved in {self.folder / FAILED}")
 
     def _end_epoch(self, seconds: float) -> None:
         """Evaluate, note the epoch's numbers, and save."""
