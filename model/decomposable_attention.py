@@ -17,7 +17,7 @@ from .frozen import FrozenDecomposableAttention
 from .ids import Pair, check_ids, padded_pair
 from .intra_attention import IntraAttention
 from .masks import as_mask
-from .mlp import FeedForward, is_hooked
+from .mlp import FeedForward, are_hooked
 from .pair_batch import PairBatch
 
 
@@ -155,8 +155,6 @@ class DecomposableAttention(nn.Module):
             if masks is not None or lengths is not None:
                 raise ValueError("a PairBatch knows its lengths and has no padding: give it no masks or lengths")
             if self.backend != "reference":
-                check_ids("premises", X.ids_a, len(self.embedding.weight), ndim=1)
-                check_ids("hypotheses", X.ids_b, len(self.embedding.weight), ndim=1)
                 return self._packed_scores(X)
             lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
         premises, hypotheses, extents = self._checked(X, masks, lengths)
@@ -192,11 +190,16 @@ class DecomposableAttention(nn.Module):
         inside += [self.projection, self.attend.f, self.compare.g, self.aggregate.h, self.aggregate.linear]
         if self.intra_attention is not None:
             inside.append(self.intra_attention.f)
-        return any(layer is not None and is_hooked(layer) for layer in inside)
+        return are_hooked(*(layer for layer in inside if layer is not None))
 
     def _packed_scores(self, X: PairBatch) -> Tensor:
-        if X.device.type == "cpu" and not inference.unsupported(self) and unobserved((X.ids_a, self.embedding.weight)):
-            return inference.scores(self, X)
+        vocabulary: Tensor = self.embedding.weight
+        if X.device.type == "cpu" and unobserved((X.ids_a, vocabulary)):
+            scores = inference.scores(self, X)
+            if scores is not None:
+                return scores
+        check_ids("premises", X.ids_a, len(vocabulary), ndim=1)
+        check_ids("hypotheses", X.ids_b, len(vocabulary), ndim=1)
         # one look-up for both sides: its gradient is as large as the vocabulary, and so not made twice and added
         words = self._vectors(torch.cat([X.ids_a, X.ids_b]), None)
         if autocast.enabled(words.device.type) and words.dtype == torch.float32:

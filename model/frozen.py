@@ -25,7 +25,6 @@ from . import plain
 from .as_made import exchanged
 from .ids import Pair, check_ids, padded_pair
 from .masks import as_mask, check_mask
-from .mlp import FeedForward
 from .pair_batch import PairBatch
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class FrozenDecomposableAttention(nn.Module):
             raise TypeError(f"{name} is not as the model was made with it: exchanged layers or hooks can't be frozen")
         with torch.no_grad(), torch.autocast(model.embedding.weight.device.type, enabled=False):
             state = {"table": _vocabulary_table(model, dtype)}
-            for name, linear in zip(LAYERS, later_layers(model), strict=True):
+            for name, linear in zip(LAYERS, _later_layers(model), strict=True):
                 state[f"{name}_weight"] = linear.weight.to(dtype, copy=True)
                 state[f"{name}_bias"] = linear.bias.to(torch.float32, copy=True)
         self._set_up(state, model.embedding.padding_idx, model.backend)
@@ -327,44 +326,25 @@ def _extent(side: str, ids: Tensor, given: Mapping[str, Tensor | None]) -> Tenso
     return None if extent is None else extent.contiguous()
 
 
-def later_layers(model: DecomposableAttention) -> list[nn.Linear]:
+def _later_layers(model: DecomposableAttention) -> list[nn.Linear]:
     """What a pair passes after the table, as LAYERS names it."""
-    g, h = list(model.compare.g), list(model.aggregate.h)
-    layers: list[Any] = [g[4], h[1], h[5], model.aggregate.linear]
-    return layers
-
-
-def word_table(x: Tensor, f: FeedForward, first: nn.Linear) -> Tensor:
-    """F, G_a and G_b side by side, (words, 3 num_hiddens), of words' vectors; first: the first layer of g."""
-    h, width = first.weight.shape[0], x.shape[1]
-    table = x.new_empty(x.shape[0], 3 * h)
-    table[:, :h] = f(x)
-    halves = first.weight.reshape(h, 2, width).transpose(0, 1).reshape(2 * h, width)
-    bias = torch.cat([first.bias, torch.zeros_like(first.bias)])
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not _multiplies_bfloat16():
-        # there PyTorch's product takes a hundred times as long as in float32
-        table[:, h:] = torch.addmm(bias.float(), x.float(), halves.T.float())
-    else:
-        torch.addmm(bias, x, halves.T, out=table[:, h:])
-    return table
-
-
-def _multiplies_bfloat16() -> bool:
-    """Whether PyTorch has a library for products in bfloat16, and the processor instructions for it."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return [model.compare.g.linears()[1], *model.aggregate.h.linears(), model.aggregate.linear]
 
 
 def _vocabulary_table(model: DecomposableAttention, dtype: torch.dtype) -> Tensor:
-    """All words' rows, computed in float32, or in float64 where the model is."""
+    """All words' rows, F, G_a and G_b side by side, computed in float32, or in float64 where the model is."""
     vectors = model.embedding.weight
     if model.projection is not None:
         vectors = F.linear(vectors, model.projection.weight)
     wide = torch.float64 if vectors.dtype == torch.float64 else torch.float32
-    first: Any = model.compare.g[1]
-    f, first = (copy.deepcopy(layer).to(wide).eval() for layer in (model.attend.f, first))
-    table = vectors.new_empty(vectors.shape[0], 3 * first.weight.shape[0], dtype=dtype)
+    f = copy.deepcopy(model.attend.f).to(wide).eval()
+    first = model.compare.g.linears()[0]
+    (own, other), bias = first.weight.to(wide).chunk(2, dim=1), first.bias.to(wide)
+    table = vectors.new_empty(vectors.shape[0], 3 * len(bias), dtype=dtype)
     for rows, out in zip(vectors.split(CHUNK), table.split(CHUNK), strict=True):
-        out.copy_(word_table(rows.to(wide), f, first))
+        x = rows.to(wide)
+        for part, found in zip(out.chunk(3, dim=1), (f(x), F.linear(x, own, bias), F.linear(x, other)), strict=True):
+            part.copy_(found)
     return table
 
 

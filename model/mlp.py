@@ -56,15 +56,24 @@ class FeedForward(nn.Sequential):
         layers: list[Any] = list(self._modules.values())
         return (
             [type(layer) for layer in layers] == [*kinds, *kinds]
-            and not any(map(is_hooked, layers))
-            and all(has_own_parameters(layers[i], "weight", "bias") for i in (1, len(layers) // 2 + 1))
+            and not are_hooked(*layers)
+            and all(has_own_parameters(layer, "weight", "bias") for layer in self.linears())
         )
 
-    def _weights(self) -> tuple[Tensor, ...]:
-        """Of both linear layers, each with its bias. Attributes are slower to find."""
+    def linears(self) -> tuple[nn.Linear, nn.Linear]:
+        """Both linear layers, of an unchanged network. Attributes are slower to find, and so are entries."""
         layers: list[Any] = list(self._modules.values())
-        both = layers[1], layers[len(layers) // 2 + 1]
-        return tuple(layer._parameters[name] for layer in both for name in ("weight", "bias"))
+        return layers[1], layers[len(layers) // 2 + 1]
+
+    def dropouts(self) -> tuple[Dropout, Dropout]:
+        """The dropout before each of them."""
+        layers: list[Any] = list(self._modules.values())
+        return layers[0], layers[len(layers) // 2]
+
+    def _weights(self) -> tuple[Tensor, ...]:
+        """Of both linear layers, each with its bias."""
+        found: Any = tuple(layer._parameters[name] for layer in self.linears() for name in ("weight", "bias"))
+        return found
 
     def _fused(self, input: Tensor, other: Tensor | None) -> float | None:
         """The dropout's rate, 0 where it is off, if the layers can run as one; else None."""
@@ -72,11 +81,9 @@ class FeedForward(nn.Sequential):
             return None
         if not self.is_unchanged():
             return None
-        layers: list[Any] = list(self._modules.values())
-        half = len(layers) // 2
-        if half == 4 and input.ndim != 2:
+        if len(self) == 8 and input.ndim != 2:  # it flattens
             return None
-        rates = {layer.p if layer.training else 0.0 for layer in (layers[0], layers[half])}
+        rates = {layer.p if layer.training else 0.0 for layer in self.dropouts()}
         w1, _, w2, _ = weights = self._weights()
         if (
             len(rates) != 1
@@ -111,16 +118,20 @@ def _needs_grad(tensors: tuple[Tensor | None, ...]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def is_hooked(layer: nn.Module) -> bool:
-    """Whether calling the layer does more than its class says."""
-    return bool(
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-        or "forward" in layer.__dict__
-        or _has_any_global_hook()
-    )
+def are_hooked(*layers: nn.Module) -> bool:
+    """Whether calling one of the layers does more than its class says."""
+    if _has_any_global_hook():
+        return True
+    for layer in layers:
+        if (
+            layer._forward_hooks
+            or layer._forward_pre_hooks
+            or layer._backward_hooks
+            or layer._backward_pre_hooks
+            or "forward" in layer.__dict__
+        ):
+            return True
+    return False
 
 
 # Absent from some future PyTorch, it leaves out hooks of all modules, which few have.

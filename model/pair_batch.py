@@ -13,6 +13,7 @@ from torch import Tensor
 from .masks import as_mask
 
 Ids = Sequence[Sequence[int]]
+IDS = (torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +49,13 @@ class PairBatch:
         for letter in "ab":
             lengths = _checked_lengths(letter, self, getattr(self, f"lengths_{letter}"))
             object.__setattr__(self, f"lengths_{letter}", lengths)
-            object.__setattr__(self, f"max_length_{letter}", int(lengths.max()) if lengths.numel() else 0)
+            object.__setattr__(self, f"max_length_{letter}", _longest(lengths))
         if self.offsets_a.shape != self.offsets_b.shape:
             raise ValueError(
                 "offsets_a and offsets_b must describe the same number of pairs; they have "
                 f"{self.offsets_a.shape[0]} and {self.offsets_b.shape[0]} entries"
             )
-        if self.ids_a.device != self.ids_b.device:
-            raise ValueError(f"ids_b must be on {self.ids_a.device}, like ids_a, not on {self.ids_b.device}")
+        _check_devices(self.ids_a, self.ids_b)
 
     @classmethod
     def from_lists(cls, premises: Ids, hypotheses: Ids) -> PairBatch:
@@ -104,8 +104,18 @@ class PairBatch:
         (mask_a, mask_b), (lengths_a, lengths_b) = masks or (None, None), lengths or (None, None)
         ids_a, counts_a = _unpadded("a", "premises", premises, mask_a, lengths_a, padding_idx)
         ids_b, counts_b = _unpadded("b", "hypotheses", hypotheses, mask_b, lengths_b, padding_idx)
+        _check_devices(ids_a, ids_b)
         offsets_a, offsets_b = (_offsets(t).to(ids_a.device) for t in (counts_a, counts_b))
-        return cls(ids_a, ids_b, offsets_a, offsets_b, counts_a, counts_b)
+        return cls.unchecked(
+            ids_a=ids_a,
+            ids_b=ids_b,
+            offsets_a=offsets_a,
+            offsets_b=offsets_b,
+            lengths_a=counts_a,
+            lengths_b=counts_b,
+            max_length_a=_longest(counts_a),
+            max_length_b=_longest(counts_b),
+        )
 
     @staticmethod
     def unchecked(**values: Tensor | int) -> PairBatch:
@@ -151,11 +161,8 @@ class PairBatch:
 def _checked_lengths(letter: str, batch: PairBatch, given: Tensor | None) -> Tensor:
     """The lengths of a side, once its ids and offsets are what they must be."""
     ids, offsets = getattr(batch, f"ids_{letter}"), getattr(batch, f"offsets_{letter}")
-    for name, t, dtypes in ((f"ids_{letter}", ids, "int32 or int64"), (f"offsets_{letter}", offsets, "int32")):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name} must be a tensor, not {type(t).__name__}")
-        if str(t.dtype).removeprefix("torch.") not in dtypes.split(" or "):
-            raise TypeError(f"{name} must be {dtypes}, not {t.dtype}")
+    for name, t, dtypes in ((f"ids_{letter}", ids, IDS), (f"offsets_{letter}", offsets, (torch.int32,))):
+        _check(name, t, dtypes)
         if t.ndim != 1:
             raise ValueError(f"{name} must have one dimension, not the shape {tuple(t.shape)}")
     if ids.device != offsets.device:
@@ -177,6 +184,23 @@ def _checked_lengths(letter: str, batch: PairBatch, given: Tensor | None) -> Ten
     if given is not None and offsets.device.type == "cpu" and not torch.equal(offsets.diff(), given):
         raise ValueError(f"lengths_{letter} must be the differences of offsets_{letter}")
     return lengths
+
+
+def _check(name: str, t: object, dtypes: tuple[torch.dtype, ...]) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(t).__name__}")
+    if t.dtype not in dtypes:
+        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name} must be {expected}, not {t.dtype}")
+
+
+def _check_devices(ids_a: Tensor, ids_b: Tensor) -> None:
+    if ids_a.device != ids_b.device:
+        raise ValueError(f"ids_b must be on {ids_a.device}, like ids_a, not on {ids_b.device}")
+
+
+def _longest(lengths: Tensor) -> int:
+    return int(lengths.max()) if lengths.numel() else 0
 
 
 def _offsets(lengths: Tensor) -> Tensor:
@@ -203,8 +227,7 @@ def _unpadded(
     side: str, name: str, ids: Tensor, mask: Tensor | None, lengths: Tensor | None, padding_idx: int | None
 ) -> tuple[Tensor, Tensor]:
     """A side's tokens one after another, and how many each sentence has, on the host."""
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"{name} must be a tensor of token ids, not {type(ids).__name__}")
+    _check(name, ids, IDS)
     if ids.ndim != 2:
         raise ValueError(f"{name} must be (batch, length), not {tuple(ids.shape)}")
     if mask is None and lengths is None and padding_idx is not None:

@@ -39,8 +39,10 @@ def served(monkeypatch):
     scores = inference.scores
 
     def noted(of, X):
-        calls.append(len(X))
-        return scores(of, X)
+        found = scores(of, X)
+        if found is not None:
+            calls.append(len(X))
+        return found
 
     monkeypatch.setattr(inference, "scores", noted)
     return calls
@@ -72,6 +74,51 @@ def test_scores_are_the_models(served, sizes, dtype):
             assert (found - expected).norm() <= allowed * expected.norm()
     assert served == [9, 9]
     assert expected.std(0).min() > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [{"projection": 9}, {"embed": 13, "hidden": 21}, {"embed": 100, "hidden": 200}], ids=str
+)
+def test_inference_gives_a_pair_the_same_bits_alone_and_in_a_batch(served, sizes, dtype):
+    """Alone it passes the weights as they lie, in a batch of some size packed ones."""
+    of = model(**sizes, dtype=dtype)
+    many = pairs([n % 23 for n in range(150)], [n % 17 for n in range(150)])
+    before = torch.get_num_threads()
+    with torch.no_grad():
+        expected = of(many)
+        try:
+            torch.set_num_threads(1)
+            assert torch.equal(of(many), expected)
+        finally:
+            torch.set_num_threads(before)
+        for i in (0, 1, 22, 116, 149):
+            ids = (t[o[i] : o[i + 1]] for t, o in ((many.ids_a, many.offsets_a), (many.ids_b, many.offsets_b)))
+            alone = PairBatch.from_lists(*([t.tolist()] for t in ids))
+            assert torch.equal(of(alone), expected[i : i + 1])
+    assert served == [150, 150, 1, 1, 1, 1, 1]
+
+
+def test_inference_reads_every_kind_of_ids():
+    of = model()
+    a, b = ([[3, 59, 3], [], [7]], [[4], [5, 5], [58, 3]])
+    batch = PairBatch.from_lists(a, b)
+    narrow = PairBatch(batch.ids_a.int(), batch.ids_b.int(), batch.offsets_a, batch.offsets_b)
+    spread = PairBatch(torch.stack([batch.ids_a, batch.ids_a], 1)[:, 0], batch.ids_b, batch.offsets_a, batch.offsets_b)
+    with torch.no_grad():
+        expected = of(batch)
+        assert torch.equal(of(narrow), expected)
+        assert torch.equal(of(spread), expected)
+        of.embedding.weight.data = of.embedding.weight.t().contiguous().t()
+        assert not of.embedding.weight.is_contiguous()
+        torch.testing.assert_close(of(batch), expected)
+
+
+def test_inference_finds_offsets_that_were_spoilt():
+    of, batch = model(), PairBatch.from_lists([[3, 4], [5]], [[3], [6, 7]])
+    batch.offsets_b[1] = 9
+    with torch.no_grad(), pytest.raises(ValueError, match="offsets must start at 0, never fall"):
+        of(batch)
 
 
 def test_it_follows_every_change_of_the_parameters(served):

@@ -180,6 +180,18 @@ def test_second_derivatives(p):
         assert (f - e).norm() <= 1e-4 * e.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("width", "hiddens"), [(100, 200), (16, 24), (7, 9), (1, 1)])
+def test_bits_do_not_depend_on_sizes_of_batches(width, hiddens, dtype):
+    """Few rows pass the weights as they lie, many pass packed ones."""
+    of = network(width, hiddens, 0.0).to(dtype)
+    x = inputs(300, width, 0)[0].detach().to(dtype)
+    with torch.no_grad():
+        expected = of(x)
+        for rows in (1, 2, 5, 8, 15, 17, 33, 63, 95, 96, 97, 200):
+            assert torch.equal(of(x[:rows]), expected[:rows])
+
+
 def test_bits_do_not_depend_on_threads():
     of = network(100, 200, 0.2)
     x, _ = inputs(3001, 100, 0)

@@ -146,8 +146,7 @@ Operand<E> read_operand(
         if (!fits) std::memcpy(room, at(i), sizeof(S) * from.width);
         if (!fits) room[length - 1] &= 0xffff;
       } else if constexpr (!std::is_same_v<S, E>) {
-        const S* source = at(i);
-        for (int d = 0; d < length; ++d) room[d] = widen(source[d]);
+        widen_row(at(i), length, room);
       }
     }
     out.rows = rows;

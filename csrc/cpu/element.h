@@ -37,6 +37,9 @@ ALWAYS_INLINE inline Vec<Sum<E>> multiply_add(Vec<Sum<E>> sum, Vec<E> a, Vec<E> 
 #elif defined(__AVX2__) && defined(__FMA__)
     if constexpr (std::is_same_v<E, float>) return (Vec<E>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
     if constexpr (std::is_same_v<E, double>) return (Vec<E>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)sum);
+#elif defined(__FMA__) && !defined(EMULATED_WIDE_VECTORS)
+    if constexpr (std::is_same_v<E, float>) return (Vec<E>)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)sum);
+    if constexpr (std::is_same_v<E, double>) return (Vec<E>)_mm_fmadd_pd((__m128d)a, (__m128d)b, (__m128d)sum);
 #endif
     return sum + a * b;
   } else {
@@ -80,6 +83,12 @@ inline Vec<Pair> pairs_across(Vec<float> first, Vec<float> second) {
   return pairs;
 }
 #endif
+
+// A row as it lies in memory, in the type that is computed in.
+template <class S>
+void widen_row(const S* __restrict row, int width, Compute<S>* __restrict out) {
+  for (int d = 0; d < width; ++d) out[d] = widen(row[d]);
+}
 
 // A row rounded to how it lies in memory.
 template <class S>

@@ -9,15 +9,19 @@
 // Rows of several pairs pass it together, so that its weights are read seldom.
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 #include "call.h"
 #include "linear.h"
+#include "threads.h"
 
 namespace coalign {
 
 constexpr int64_t kGroupRows = 96;  // rows that pass the second layer together, if pairs fill them
 constexpr int64_t kPairsAtOnce = 6 * kBlockRows;  // that pass the classifier
+
+enum Status : int64_t { kFine, kExtents, kIds, kSizes };  // which operands are not what they should be
 
 template <class E>
 struct FrozenLayers {
@@ -216,5 +220,31 @@ class Frozen {
   FrozenLayers<E> layers_;
   float* sums_;
 };
+
+// All pairs' scores, (pairs, classes), on torch's threads; false where a word is not in the vocabulary. tokens: of all
+// pairs, padding included.
+template <class S, class E = Element<S>>
+bool score_pairs(
+    const WordTable<S>& table, const Words& a, const Words& b, int64_t tokens, const FrozenLayers<E>& layers,
+    float* scores) {
+  const int64_t pairs = a.extent.pairs(), threads = torch::stable::get_num_threads();
+  const Tensor sums = floats({pairs, Frozen<S>::sums_room(table.f.width)});
+  const Frozen<S> model(table, a, b, layers, data<float>(sums));
+  std::atomic<bool> known = true;
+  // smaller groups where threads would go without, though a few tokens do not pay for waking one
+  const int64_t most = std::clamp(tokens / (4 * threads), kGroupRows / 2, kGroupRows);
+  const std::vector<int64_t> starts = model.groups(pairs, most);
+  const int64_t groups = static_cast<int64_t>(starts.size()) - 1;
+  share_out(groups, [&](int64_t group, int64_t next) {
+    const int64_t then = next == group ? groups : next;
+    if (!model.sum(starts[group], starts[group + 1], starts[then], starts[std::min(then + 1, groups)])) known = false;
+  });
+  if (known) {
+    share_out((pairs + kPairsAtOnce - 1) / kPairsAtOnce, [&](int64_t part) {
+      model.classify(part * kPairsAtOnce, std::min((part + 1) * kPairsAtOnce, pairs), scores);
+    });
+  }
+  return known;
+}
 
 }  // namespace coalign

@@ -7,7 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include "tensors.h"
+#include "layers.h"
 #include "threads.h"
 
 namespace coalign {
@@ -16,26 +16,6 @@ namespace {
 // Rows are divided into shares, whose gradients of weights are added up: of so many rows, fewer where there are only
 // some blocks of them, more where shares would be too many.
 constexpr int64_t kShareRows = 4 * kMlpRows, kFewShares = 4, kMostShares = 64;
-
-// f(S{}) for the types in which a network's numbers may lie in memory.
-template <class F>
-auto with_network(const Tensor& t, F&& f) {
-  return t.scalar_type() == ScalarType::Float ? f(float{}) : f(BFloat16{});
-}
-
-// A layer of weight (out, in) and bias (out,) float32; the weight is that, or like the network's rows.
-template <class S, class E = Element<S>>
-Layer<E> packed(const Tensor& weight, const Tensor& bias, Arena& arena) {
-  const int out = static_cast<int>(weight.size(0)), numbers = static_cast<int>(weight.size(1));
-  const int in = (numbers + kPer<E> - 1) / kPer<E>;
-  E* room = arena.take<E>(Layer<E>::size(in, out));
-  if (weight.scalar_type() == ScalarType::Float) {
-    pack_float_layer<E>(data<float>(weight), data<float>(bias), out, numbers, room, arena);
-  } else {
-    pack_layer(data<BFloat16>(weight), data<float>(bias), out, numbers, room);
-  }
-  return {room, in, out};
-}
 
 // The layer turned round: of weight (in, out) float32, without bias.
 template <class S, class E = Element<S>>
@@ -68,7 +48,7 @@ std::tuple<Tensor, Tensor> mlp(
     using S = decltype(s);
     const Mlp<S> network(sizes, p, seed);
     Arena weights;
-    const auto one = packed<S>(w1, b1, weights), two = packed<S>(w2, b2, weights);
+    const auto one = layer_for<S>(rows, w1, b1, weights), two = layer_for<S>(rows, w2, b2, weights);
     const int64_t blocks = blocks_of(rows);
     auto block = [&](int64_t k) { return MlpBlock{rows * k / blocks, rows * (k + 1) / blocks}; };
     share_out(blocks, [&](int64_t k, int64_t next) {

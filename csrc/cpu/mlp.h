@@ -157,17 +157,13 @@ class Mlp {
     if (data != nullptr) ahead.want_to_write(data + at.from * width, sizeof(S) * at.count() * width);
   }
 
-  static void copy_row(const S* from, int width, float* to) {
-    for (int d = 0; d < width; ++d) to[d] = widen(from[d]);
-  }
-
   // Adjacent rows as they are, or widened to rows of ld numbers; and how far apart they are.
   static std::pair<const float*, int> as_floats(const S* from, int rows, int width, int ld, Arena& arena) {
     if constexpr (std::is_same_v<S, float>) {
       return {from, width};
     } else {
       float* to = block(ld, arena);
-      for (int r = 0; r < rows; ++r) copy_row(from + static_cast<std::size_t>(r) * width, width, to + r * ld);
+      for (int r = 0; r < rows; ++r) widen_row(from + static_cast<std::size_t>(r) * width, width, to + r * ld);
       return {to, ld};
     }
   }
@@ -175,8 +171,8 @@ class Mlp {
   // dropout([x, x2]), padded with zeros.
   void gather(const S* x, const S* x2, MlpBlock at, float* to, int ld) const {
     for (int64_t row = at.from; row < at.to; ++row, to += ld) {
-      copy_row(x + row * sizes_.x, sizes_.x, to);
-      if (x2 != nullptr) copy_row(x2 + row * sizes_.x2, sizes_.x2, to + sizes_.x);
+      widen_row(x + row * sizes_.x, sizes_.x, to);
+      if (x2 != nullptr) widen_row(x2 + row * sizes_.x2, sizes_.x2, to + sizes_.x);
       if (first_.on()) first_.apply(to, row * sizes_.in(), sizes_.in(), to);
       std::fill(to + sizes_.in(), to + ld, 0.0f);
     }

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import torch
 
-SOURCES = ("cpu/ops.cpp", "cpu/frozen.cpp", "cpu/mlp.cpp")
+SOURCES = ("cpu/ops.cpp", "cpu/frozen.cpp", "cpu/inference.cpp", "cpu/mlp.cpp")
 # a product's loop of some hundred bytes takes up to 9 % longer where it begins in the middle of a line of the cache
 _LOOPS = "-falign-loops=64"
 _FLAGS = ("-std=c++20", "-O3", _LOOPS, "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")

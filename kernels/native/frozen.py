@@ -8,7 +8,7 @@ from torch import Tensor
 from . import build
 
 NAME = "native"
-FINE, BAD_EXTENTS, BAD_IDS = 0, 1, 2  # frozen.cpp's
+FINE, BAD_EXTENTS, BAD_IDS, BAD_SIZES = range(4)  # frozen.h's
 
 
 def unsupported(table: Tensor) -> list[str]:
