@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,6 +146,9 @@ def test_doctor(run):
     assert found["backends"]["reference"]["cpu"] == "ready"
     assert found["backends"]["native"]["cpu"] == "ready"
     assert found["backends"]["triton"]["cpu"].startswith("off: Triton")
+    assert Path(found["extensions"]["C++"]).parent == Path(found["extensions"]["cache"])
+    assert Path(found["extensions"]["C++"]).exists()
+    assert {"CXX", "COALIGN_CACHE", "COALIGN_NATIVE_FLAGS", "CUDA_HOME"} <= found["environment"].keys()
     shown = run("doctor").stdout
     assert "reference" in shown
     assert "COALIGN_BACKEND" in shown

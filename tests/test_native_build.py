@@ -75,6 +75,28 @@ def test_builds_once_until_something_changes(folder, monkeypatch):
     assert runs(folder) == 3
 
 
+@pytest.mark.parametrize("left", [0, 1000])
+def test_a_library_that_lacks_its_end_is_built_anew(folder, left):
+    first = built(folder)
+    whole = first.read_bytes()
+    first.write_bytes(whole[:left])
+    assert built(folder) == first
+    assert len(first.read_bytes()) == len(whole)
+    assert runs(folder) == 2
+
+
+def test_the_compiler_may_be_a_command(folder, monkeypatch):
+    (folder / "launcher").write_text(
+        f'#!/bin/sh\ncase "$*" in *--version) ;; *) echo x >> "{folder}/launched"; esac\nexec "$@"\n'
+    )
+    (folder / "launcher").chmod(0o755)
+    first = built(folder)
+    monkeypatch.setenv("CXX", f"{folder}/launcher '{folder}/counting c++' -DONE=1")
+    assert built(folder) != first
+    assert runs(folder) == 2
+    assert (folder / "launched").read_text() == "x\n" * 2  # it compiles and links
+
+
 def test_another_processor_builds_its_own(folder, monkeypatch):
     first = built(folder)
     monkeypatch.setattr(build, "_processor", lambda: "flags: none of yours")

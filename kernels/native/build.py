@@ -51,12 +51,12 @@ class BuildError(RuntimeError):
 class Toolchain(NamedTuple):
     """What a library is made with.
 
-    language: as its users know it. compiler: its path. machine: whatever else the code depends on. headers: folders
-    of headers besides csrc and PyTorch's.
+    language: as its users know it. compiler: the command's first words, a path among them. machine: whatever else the
+    code depends on. headers: folders of headers besides csrc and PyTorch's.
     """
 
     language: str
-    compiler: str
+    compiler: tuple[str, ...]
     flags: tuple[str, ...]
     machine: str
     headers: tuple[Path, ...] = ()
@@ -68,18 +68,19 @@ class Extension:
     def __init__(self, name: str, build: Callable[[], Path]):
         self._name, self._build = name, build
         self._lock = threading.Lock()
-        self._loaded = False
+        self.library: Path | None = None  # once it is loaded
         self._failure: str | None = None
 
     def reason(self) -> str | None:
         """Why the library can't be had, or None once it is loaded. The first failure is also a warning."""
-        if self._loaded or self._failure is not None:
+        if self.library is not None or self._failure is not None:
             return self._failure
         with self._lock:
-            if not self._loaded and self._failure is None:
+            if self.library is None and self._failure is None:
                 try:
-                    torch.ops.load_library(str(self._build()))
-                    self._loaded = True
+                    library = self._build()
+                    torch.ops.load_library(str(library))
+                    self.library = library
                 except (OSError, RuntimeError, ValueError) as error:  # BuildError; nowhere to keep it; not to be loaded
                     self._failure = (str(error) or type(error).__name__).splitlines()[0]
                     warnings.warn(f"coalign runs without its {self._name}: {error}", RuntimeWarning, stacklevel=3)
@@ -100,11 +101,11 @@ def build(sources: tuple[str, ...], folder: Path | None = None, tools: Toolchain
         cache = cache_folder()
         finished = cache / f"native-{_key(root, sources, tools)}.so"
         try:
-            if finished.exists():
+            if _is_whole(finished):
                 return finished
             cache.mkdir(parents=True, exist_ok=True)
             with _alone(cache):
-                if not finished.exists():
+                if not _is_whole(finished):
                     _build(root, sources, tools, finished)
         except OSError as error:
             raise BuildError(f"the cache {cache} can't be written ({error.strerror}); set COALIGN_CACHE") from error
@@ -134,7 +135,7 @@ def _build(root: Path, sources: tuple[str, ...], tools: Toolchain, finished: Pat
         includes = [f"-I{path}" for path in (torch_home / "include", root, *tools.headers)]
         objects = [f"{i}.o" for i in range(len(sources))]
         text = _NINJA.format(
-            compiler=_escaped(tools.compiler),
+            compiler=" ".join(map(_escaped, tools.compiler)),
             flags=" ".join(_escaped(flag) for flag in [*tools.flags, *includes]),
             torch_lib=_escaped(str(torch_home / "lib")),
             objects="\n".join(f"build {o}: compile {_path(root / s)}" for o, s in zip(objects, sources, strict=True)),
@@ -145,14 +146,39 @@ def _build(root: Path, sources: tuple[str, ...], tools: Toolchain, finished: Pat
         if made.returncode != 0:
             lines = (made.stdout + made.stderr).splitlines()
             first = next((line for line in lines if "error" in line), f"exit status {made.returncode}")
-            raise BuildError("\n".join([f"{tools.compiler} failed: {first}", *lines[-40:]]))
+            raise BuildError("\n".join([f"{' '.join(tools.compiler)} failed: {first}", *lines[-40:]]))
+        _digest_file(finished).write_text(_digest(folder / "library.so"))
         os.replace(folder / "library.so", finished)
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether it is there, and as it was built: loading one that lacks its end kills the process."""
+    try:
+        return _digest_file(library).read_text() == _digest(library)
+    except FileNotFoundError:
+        return False
+
+
+def _digest(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
+
+
+def _digest_file(library: Path) -> Path:
+    return library.with_suffix(".sha256")
 
 
 def _key(root: Path, sources: tuple[str, ...], tools: Toolchain) -> str:
     found = hashlib.sha256()
-    version = subprocess.run([tools.compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    for part in (torch.__version__, tools.compiler, version, *tools.flags, *sources, platform.machine(), tools.machine):
+    version = subprocess.run([*tools.compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    for part in (
+        torch.__version__,
+        *tools.compiler,
+        version,
+        *tools.flags,
+        *sources,
+        platform.machine(),
+        tools.machine,
+    ):
         found.update(part.encode() + b"\0")
     for folder in (root, *tools.headers):
         for path in sorted(p for p in folder.rglob("*") if p.suffix in (".h", ".cpp", ".cuh", ".cu")):
@@ -185,14 +211,14 @@ def _processor_flags() -> list[str]:
     return ["-march=native"] if machine in ("x86_64", "amd64") else ["-mcpu=native"] if machine == "aarch64" else []
 
 
-def compiler() -> str:
-    """The C++ compiler: CXX, or the first that is found."""
+def compiler() -> tuple[str, ...]:
+    """The C++ compiler: CXX, a path or a command, or the first that is found."""
     if sys.platform == "win32":
         raise BuildError("the C++ kernels need GCC's or Clang's vector extension, which Windows' compiler lacks")
     chosen = os.environ.get("CXX")
-    for name in (chosen,) if chosen else ("c++", "g++", "clang++"):
-        if path := shutil.which(name):
-            return path
+    for command in ((chosen,), shlex.split(chosen)) if chosen else (("c++",), ("g++",), ("clang++",)):
+        if command and (path := shutil.which(command[0])):
+            return path, *command[1:]
     if chosen:
         raise BuildError(f"the C++ compiler {chosen!r}, which CXX names, was not found")
     raise BuildError("no C++ compiler was found (c++, g++ or clang++; set CXX for another)")

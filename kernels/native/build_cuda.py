@@ -26,7 +26,7 @@ def tools(architectures: Sequence[str]) -> build.Toolchain:
     """
     codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
     flags = ("-std=c++20", "-O3", "-Xcompiler=-fPIC", build.TARGET, *codes)
-    return build.Toolchain("CUDA", nvcc(), flags, machine="any GPU of these architectures")
+    return build.Toolchain("CUDA", (nvcc(),), flags, machine="any GPU of these architectures")
 
 
 def nvcc() -> str:

@@ -145,7 +145,7 @@ def compile_case(case: Case, architecture: Architecture) -> Compiled:
         source = Path(folder) / "kernel.cu"
         source.write_text(case.source(architecture.tensor_cores))
         tools = build_cuda.tools([architecture.code])
-        command = [tools.compiler, *tools.flags, f"-I{root}", "-cubin", "-keep", f"-keep-dir={folder}", "-Xptxas=-v"]
+        command = [*tools.compiler, *tools.flags, f"-I{root}", "-cubin", "-keep", f"-keep-dir={folder}", "-Xptxas=-v"]
         ran = subprocess.run([*command, str(source), "-o", f"{folder}/kernel.cubin"], capture_output=True, text=True)
         if ran.returncode != 0:
             raise subprocess.CalledProcessError(ran.returncode, command, ran.stdout, ran.stderr)

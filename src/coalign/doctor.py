@@ -13,15 +13,25 @@ import torch
 
 from . import __version__, kernels
 from .kernels.dispatch import backend
+from .kernels.native import build, build_cuda
 from .kernels.problem import Problem, Side
 
 _PACKAGES = ("triton", "numpy", "ninja", "matplotlib")
 _COMPILERS = ("c++", "g++", "clang++", "nvcc", "ninja")
-_VARIABLES = ("COALIGN_BACKEND", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES")
+_EXTENSIONS = {"C++": build.extension, "CUDA": build_cuda.extension}
+_VARIABLES = (
+    "COALIGN_BACKEND",
+    "COALIGN_CACHE",
+    "COALIGN_NATIVE_FLAGS",
+    "CUDA_HOME",
+    "CUDA_VISIBLE_DEVICES",
+    "CXX",
+    "TRITON_INTERPRET",
+)
 
 
 def examine() -> dict[str, Any]:
-    """Versions, devices, backends, compilers and environment, as plain data."""
+    """Versions, devices, backends, their libraries, compilers and environment, as plain data."""
     return {
         "versions": {
             "coalign": __version__,
@@ -34,9 +44,25 @@ def examine() -> dict[str, Any]:
         "platform": platform.platform(),
         "devices": _devices(),
         "backends": {name: _backend(name) for name in kernels.BACKENDS},
+        "extensions": {
+            "cache": _cache(),
+            **{name: _library(extension) for name, extension in _EXTENSIONS.items()},
+        },
         "compilers": {name: shutil.which(name) for name in _COMPILERS},
         "environment": {name: os.environ.get(name) for name in _VARIABLES},
     }
+
+
+def _cache() -> str:
+    try:
+        return str(build.cache_folder())
+    except RuntimeError as error:  # no home
+        return f"none: {error}"
+
+
+def _library(extension: build.Extension) -> str | None:
+    """The library that the backends have loaded by now."""
+    return None if extension.library is None else str(extension.library)
 
 
 def _version(package: str) -> str | None:
