@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import queue
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -192,3 +195,20 @@ def test_an_error_in_writing_is_passed_on(predictor):
 
     with pytest.raises(BrokenPipeError):
         predict_lines(predictor, io.BytesIO(line("a", "b") + b"\n"), write)
+
+
+def test_a_pipe_is_answered_before_more_of_it_is_waited_for(predictor):
+    reading, writing = os.pipe()
+    written = queue.Queue()
+    with open(reading, "rb") as file, ThreadPoolExecutor(1) as pool:
+        done = pool.submit(predict_lines, predictor, file, written.put)
+        try:
+            for i in range(3):
+                os.write(writing, line("a man", f"a dog {i}") + b"\n" + b'{"premise": ')
+                assert b"label" in written.get(timeout=30)
+                os.write(writing, b"3}\n")
+                assert b"error" in written.get(timeout=30)
+        finally:
+            os.close(writing)
+        assert done.result(timeout=30).lines == 6
+    assert written.empty()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,7 +89,8 @@ def predict_lines(
 
     A line's answer is {"label": ..., "probabilities": {...}}; a malformed line's is {"line": its number, "error":
     what is wrong}. While threads compute, each a block of lines alone, the next blocks are read and parsed: as many
-    threads as PyTorch would use in this one.
+    threads as PyTorch would use in this one. Where nothing more has arrived yet, as from a pipe, what has is answered
+    before anything is waited for.
 
     Args:
         predictor: the model. file: what is read, from where it stands. write: takes whole lines.
@@ -118,15 +120,18 @@ def predict_lines(
         lines, malformed, read = lines + len(block.lines), malformed + len(wrong), read + block.bytes
         progress(Reached(lines, malformed, read))
 
+    def finish_all() -> None:
+        while waiting:
+            finish()
+
     with _workers() as (pool, ahead):
-        for block in _blocks(file, size):
+        for block in _blocks(file, size, before_waiting=finish_all):
             premises, hypotheses, wrong = pairs.read(block.lines)
             batch = predictor.reader.batch(premises, hypotheses)
             waiting.append((block, wrong, pool.submit(predictor.probabilities, batch)))
             if len(waiting) > ahead:
                 finish()
-        while waiting:
-            finish()
+        finish_all()
     return Reached(lines, malformed, read)
 
 
@@ -169,9 +174,16 @@ def _answers(template: str, labels: Sequence[str], probabilities: np.ndarray) ->
     return list(map(template.__mod__, zip(names.tolist(), *probabilities.T.tolist(), strict=True)))
 
 
-def _blocks(file: BinaryIO, size: int | None) -> Iterator[_Block]:
+def _blocks(file: BinaryIO, size: int | None, before_waiting: Callable[[], object] = lambda: None) -> Iterator[_Block]:
     """The file's whole lines, a block at a time; what a pipe has is taken as it comes."""
-    read = getattr(file, "read1", file.read)
+    take = getattr(file, "read1", file.read)
+
+    def read(most: int) -> bytes:
+        if not _has_more(file):
+            before_waiting()
+        data: bytes = take(most)
+        return data
+
     begun, too_long, left, consumed = b"", False, size, 0
     while data := read(BLOCK if left is None else min(BLOCK, left)):
         if left is not None:
@@ -189,3 +201,11 @@ def _blocks(file: BinaryIO, size: int | None) -> Iterator[_Block]:
             consumed = 0
     if begun or too_long:
         yield _Block([None if too_long else begun], consumed)
+
+
+def _has_more(file: BinaryIO) -> bool:
+    """Whether reading returns at once, as far as the system can tell."""
+    try:
+        return bool(select.select([file], [], [], 0)[0])
+    except (OSError, TypeError, ValueError):  # no file of the system's
+        return True
