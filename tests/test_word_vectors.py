@@ -42,11 +42,26 @@ def archive(folder, *names):
         lambda folder: plain(folder, LINES.replace(b"\n", b" \n")),  # its spaces at the ends of lines
         lambda folder: plain(folder, LINES.replace(b"\n", b"\r\n").rstrip()),
         lambda folder: plain(folder, LINES + b"dog 0 0 0\n"),  # the first one counts
+        lambda folder: plain(folder, b"\xef\xbb\xbf" + LINES.removeprefix(b"the 9 9 9\n")),  # before the word dog
+        lambda folder: plain(folder, LINES.replace(b"the 9 9", b"the  9  9").replace(b" 2 -", b"  2   -")),
+        lambda folder: plain(folder, LINES.replace(b" ", b"\t").replace(b"new\t", b"new ")),
         gzipped,
         lambda folder: archive(folder, "glove.3d.txt"),
         lambda folder: f"{archive(folder, 'glove.1d.txt', 'glove.3d.txt')}:glove.3d.txt",
     ],
-    ids=["plain", "word2vec", "trailing spaces", "windows", "twice", "gzip", "zip", "zip of several"],
+    ids=[
+        "plain",
+        "word2vec",
+        "trailing spaces",
+        "windows",
+        "twice",
+        "mark",
+        "spaces",
+        "tabs",
+        "gzip",
+        "zip",
+        "zip of several",
+    ],
 )
 def test_the_vocabularys_rows(tmp_path, write, cached):
     path = write(tmp_path)
@@ -101,6 +116,7 @@ def test_normalised(tmp_path, missing):
         (b"the 1 2\n\ndog 1 2\n", "line 2: expected a word and 2 numbers"),
         (b"the 1 2\ndog 1 2x\n", "line 2: could not convert string to float"),
         (b"the 1 2\ndog 1 nan\n", "line 2: the vector of 'dog' is not finite"),
+        (b"the 1 2 3\ndog  1 2\n", "line 2: expected a word and 3 numbers, found 3 fields"),
         (b"9 3\nthe 1 2\n", "line 2: expected a word and 3 numbers, found 3 fields"),
     ],
 )
@@ -125,6 +141,11 @@ def test_archives_that_are_none_or_hold_something_else(tmp_path):
     whole.write_bytes(whole.read_bytes()[:-9])
     with pytest.raises(DataError, match="ended before the end-of-stream marker"):
         load_word_vectors(whole, VOCABULARY)
+    locked = bytearray(archive(tmp_path, "a.txt").read_bytes())
+    locked[6] |= 1  # of the member's own header: encrypted
+    locked[locked.index(b"PK\x01\x02") + 8] |= 1  # and of the directory's
+    with pytest.raises(DataError, match="encrypted"):
+        load_word_vectors(plain(tmp_path, bytes(locked), "glove.zip"), VOCABULARY)
     with pytest.raises(FileNotFoundError):
         load_word_vectors(tmp_path / "nonesuch.txt", VOCABULARY)
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .atomic import save_tensors
-from .rows import DataError
+from .rows import BYTE_ORDER_MARK, DataError
 from .vocabulary import PADDING, UNKNOWN, Vocabulary
 
 _FORMAT = "1"  # of the cache; a new number when its contents' meaning changes
@@ -160,28 +160,37 @@ def _read(archive: Path, member: str | None, vocabulary: Vocabulary) -> WordVect
                 number += 1
                 line = line.rstrip()
                 if weight is None:
+                    line = line.removeprefix(BYTE_ORDER_MARK)
                     header, dimension = _dimension(line)
                     weight = np.zeros((len(vocabulary), dimension), dtype=np.float32)
                     if header:
                         continue
-                spaces = line.count(b" ")
-                if spaces < dimension:
-                    raise ValueError(f"expected a word and {dimension} numbers, found {spaces + 1} fields")
-                # a word can hold spaces itself (GloVe's 840B has ". . ."), so numbers are counted from the end
-                word = line[: line.index(b" ")] if spaces == dimension else line.rsplit(b" ", dimension)[0]
+                if line.count(b" ") == dimension:  # the usual case, and the fast one
+                    word = line[: line.index(b" ")]
+                elif len(line.split()) <= dimension:
+                    raise ValueError(_expected(dimension, line))
+                else:  # a word can hold spaces itself (GloVe's 840B has ". . ."), so numbers are counted from the end
+                    word = line.rsplit(None, dimension)[0]
                 row = wanted.get(word)
                 if row is not None and not found[row]:
-                    weight[row] = list(map(float, line[len(word) :].split()))
+                    numbers = line[len(word) :].split()
+                    if len(numbers) != dimension:
+                        raise ValueError(_expected(dimension, line))
+                    weight[row] = list(map(float, numbers))
                     if not np.isfinite(weight[row]).all():
                         raise ValueError(f"the vector of {word.decode()!r} is not finite")
                     found[row] = True
-    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as reason:
-        if isinstance(reason, DataError):
-            raise
+    except DataError:
+        raise
+    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile, RuntimeError) as reason:
         raise DataError(f"{source}, line {max(number, 1)}: {reason}") from None
     if weight is None:
         raise DataError(f"{source} is empty; expected a word and its numbers on each line")
     return WordVectors(torch.from_numpy(weight), torch.from_numpy(found))
+
+
+def _expected(dimension: int, line: bytes) -> str:
+    return f"expected a word and {dimension} numbers, found {len(line.split())} fields"
 
 
 def _dimension(line: bytes) -> tuple[bool, int]:
