@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import soft_align
+from ..kernels.ops import unobserved
 from . import plain
 from .masks import as_mask
 from .mlp import mlp
-from .segments import padded_places
+from .segments import padded_places, sentence_of_token
 
+MOST_PADDING = 4  # padded rows for each word: beyond, sentences are padded to the longest of like length
+SHORT = 16  # words: sentences up to here are of like length, and others up to twice the shortest
 FARTHEST = 10  # words; all that are farther from one another share this distance's bias (section 3.4)
 
 
@@ -65,8 +68,31 @@ class IntraAttention(nn.Module):
         return torch.cat([A, aligned.to(A.dtype)], dim=-1)
 
     def _packed(self, A: Tensor, offsets: Tensor, longest: int) -> Tensor:
-        """What is aligned to each word of packed sentences: F_intra of tokens only, padded for the alignment."""
-        f, places = self.f(A), padded_places(offsets, A.shape[0], longest)
+        """What is aligned to each word of packed sentences: F_intra of tokens only.
+
+        Sentences are padded for the alignment, all to the longest, or, on the CPU and where that would be mostly
+        padding, those of like lengths to the longest of these.
+        """
+        f = self.f(A)
+        padded_rows = (offsets.shape[0] - 1) * longest
+        if not A.is_cpu or not unobserved((A, offsets)) or padded_rows <= MOST_PADDING * A.shape[0] or not len(A):
+            return self._padded(f, A, offsets, longest)
+        lengths, sentence = offsets.diff(), sentence_of_token(offsets, A.shape[0])
+        places, found, low, high = [], [], 0, SHORT
+        while low < int(lengths.max()):
+            chosen = (lengths > low) & (lengths <= high)
+            if chosen.any():
+                tokens = chosen[sentence].nonzero().squeeze(1)
+                ends = lengths[chosen].cumsum(0, dtype=torch.int32)
+                own = torch.cat([ends.new_zeros(1), ends])
+                places.append(tokens)
+                found.append(self._padded(f[tokens], A[tokens], own, int(lengths[chosen].max())))
+            low, high = high, 2 * high
+        return torch.empty_like(torch.cat(found)).index_copy(0, torch.cat(places), torch.cat(found))
+
+    def _padded(self, f: Tensor, A: Tensor, offsets: Tensor, longest: int) -> Tensor:
+        """Packed words' alignment with their own sentences, by way of sentences padded to so many words."""
+        places = padded_places(offsets, A.shape[0], longest)
         sentences, lengths = offsets.shape[0] - 1, offsets.diff()
 
         def pad(x: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from coalign.model import intra_attention
 from test_model import LENGTHS, MASKS, PAD, ROUTES, VOCAB, X, assert_close, scores_and_gradients
 
-from coalign import DecomposableAttention, IntraAttention, PairBatch
+from coalign import DecomposableAttention, IntraAttention, PairBatch, soft_align
 
 WIDTH, HIDDEN = 6, 8
 LONG = (25, 1, 0, 12, 3)  # beyond 10 words, where distances share a bias; one word; none
@@ -79,6 +80,35 @@ def test_packed_sentences(words, expected):
     for longest in (25, 40):
         output = made(words, offsets=offsets, max_length=longest)
         assert_close(found_and_gradients(made, words, output), expected)
+
+
+@pytest.mark.parametrize("short", [1, 2, 16])
+def test_packed_sentences_of_like_lengths(words, expected, short, monkeypatch):
+    monkeypatch.setattr(intra_attention, "MOST_PADDING", 0)
+    monkeypatch.setattr(intra_attention, "SHORT", short)
+    offsets = torch.tensor([0, *torch.tensor(LONG).cumsum(0)], dtype=torch.int32)
+    made = layer()
+    assert_close(found_and_gradients(made, words, made(words, offsets=offsets, max_length=40)), expected)
+    assert made(words[:0], offsets=torch.zeros(3, dtype=torch.int32), max_length=5).shape == (0, 2 * WIDTH)
+
+
+def test_a_long_sentence_does_not_pad_the_others(monkeypatch):
+    rows = []
+
+    def noted(f_a, *operands, **options):
+        rows.append(f_a.shape[0] * f_a.shape[1])
+        return soft_align(f_a, *operands, **options)
+
+    monkeypatch.setattr(intra_attention, "soft_align", noted)
+    lengths = torch.tensor([3] * 500 + [900] + [40] * 100)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int32), lengths.cumsum(0, dtype=torch.int32)])
+    words = torch.randn(int(offsets[-1]), WIDTH)
+    made = layer()
+    with torch.no_grad():
+        found = made(words, offsets=offsets, max_length=900)
+        torch.testing.assert_close(found[:3], made(words[None, :3])[0])
+        torch.testing.assert_close(found[1500:2400], made(words[None, 1500:2400])[0])
+    assert sum(rows[:3]) == len(words)
 
 
 @pytest.mark.parametrize("route", ROUTES)
