@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,6 +22,7 @@ from ..kernels.triton import frozen as triton
 from ..kernels.triton import interprets
 from . import plain
 from .as_made import exchanged
+from .atomic import save_tensors
 from .ids import Pair, check_ids, padded_pair
 from .masks import as_mask, check_mask
 from .pair_batch import PairBatch
@@ -252,7 +252,7 @@ class FrozenDecomposableAttention(nn.Module):
         """Write table, weights and padding_idx to a safetensors file; biases as float32.
 
         Raises:
-            ValueError: the model was cast to what it can't be frozen in.
+            ValueError: the model was cast to what it can't be frozen in. OSError: the file can't be written.
         """
         if self.table.dtype not in DTYPES:
             raise ValueError(
@@ -260,7 +260,7 @@ class FrozenDecomposableAttention(nn.Module):
             )
         state = {name: (t.float() if name.endswith("_bias") else t).contiguous() for name, t in self.named_buffers()}
         metadata = {"format": FORMAT, "padding_idx": "" if self.padding_idx is None else str(self.padding_idx)}
-        safetensors.torch.save_file(state, path, metadata)
+        save_tensors(state, Path(path), metadata)
 
     @classmethod
     def load(

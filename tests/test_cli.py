@@ -154,6 +154,15 @@ def test_doctor(run):
     assert "COALIGN_BACKEND" in shown
 
 
+def test_bench_takes_paths_from_where_it_is_called(tmp_path):
+    results = Path(__file__).parents[1] / "benchmarks/results/amd-epyc-avx2/model.jsonl"
+    (tmp_path / "here.jsonl").write_bytes(results.read_bytes())
+    words = [sys.executable, "-m", "coalign", "bench", "--markdown", "--model", "--output", "here.jsonl"]
+    shown = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "| inference | frozen |" in shown.stdout
+
+
 def test_kernels_lists_what_was_compiled(run):
     pytest.importorskip("triton")
     rows = json.loads(run("kernels", "--only", "tile_forward <=16 half", "--json").stdout)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from coalign.model.atomic import replacing
 from coalign.model.nli import (
     Columns,
     DataError,
@@ -21,7 +22,6 @@ from coalign.model.nli import (
     read_snli,
     tokenizer,
 )
-from coalign.model.nli.atomic import replacing
 
 SNLI = Path(__file__).parents[2] / "shared/data/snli_1.0/snli_1.0_dev.jsonl"
 # lines of SNLI's official .txt, with its columns
@@ -94,6 +94,19 @@ def test_other_formats(tmp_path, name, lines):
     corpus = load_corpus(file(tmp_path, name, *lines))
     assert pairs_of(corpus) == [Pair(["A,", '"b"', "c"], ["d"], 2), Pair([], ["g"], 0)]
     assert corpus.unlabelled == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ((), "1 to 256 labels, not 0"),
+        (tuple(map(str, range(257))), "1 to 256 labels, not 257"),
+        (("yes", "no", "yes"), "the label 'yes' is named twice"),
+    ],
+)
+def test_labels_that_are_none(labels, message):
+    with pytest.raises(ValueError, match=message):
+        Reading(labels=labels)
 
 
 def test_columns_and_labels_of_ones_own(tmp_path):
@@ -220,7 +233,8 @@ def test_a_damaged_cache_is_made_anew(tmp_path, damage):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from coalign.model.nli import atomic, corpus
+from coalign.model import atomic
+from coalign.model.nli import corpus
 def half(tensors, path, metadata):
     Path(path).write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)

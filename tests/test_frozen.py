@@ -281,6 +281,11 @@ def test_saved_and_loaded(tmp_path, dtype, padding_idx):
     assert torch.equal(pickle.loads(pickle.dumps(made))(PADDED), made(PADDED))
 
 
+def test_a_folder_that_is_missing_is_the_systems_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nonesuch"):
+        model().freeze().save(tmp_path / "nonesuch/frozen.safetensors")
+
+
 def test_pickled_and_copied():
     """As a process pool or torch.save does it; packed weights stay behind, for another machine may pack otherwise."""
     made = model().freeze()

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..atomic import replacing, save_tensors
 from ..decomposable_attention import DecomposableAttention
-from .atomic import replacing, save_tensors
 from .rows import DataError
 from .settings import Settings
 from .vocabulary import Vocabulary
@@ -32,6 +32,7 @@ class Checkpoint:
         epoch, batch, step: where training stands: batches of an epoch done, and steps in all.
         sums: loss and right answers of the epoch so far. history: each epoch's numbers. best: the best accuracy.
         optimizer: its state dict; None in what is only kept for use.
+        digest: of the training pairs (`Corpus.digest`); "" in what earlier versions wrote.
     """
 
     settings: Settings
@@ -45,6 +46,7 @@ class Checkpoint:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: float = -1.0
     optimizer: dict[str, Any] | None = None
+    digest: str = ""
 
     def build(self) -> DecomposableAttention:
         """The model, in evaluation mode."""
@@ -69,6 +71,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "labels": checkpoint.labels,
         "parameters": sum(t.numel() for name, t in checkpoint.model.items() if name != "embedding.weight"),
         **{name: getattr(checkpoint, name) for name in _PLAIN},
+        "digest": checkpoint.digest,
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
     if checkpoint.optimizer is not None:
@@ -104,6 +107,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             model,
             **{name: about[name] for name in _PLAIN},
             optimizer=_joined_optimizer(about["optimizer"], tensors) if "optimizer" in about else None,
+            digest=about.get("digest", ""),
         )
     except (ValueError, KeyError, TypeError, SafetensorError) as reason:
         if isinstance(reason, DataError):

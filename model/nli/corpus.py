@@ -16,13 +16,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .atomic import save_tensors
+from ..atomic import save_tensors
 from .datasets_hub import dataset_rows, is_dataset_name
 from .pairs import LABELS, UNLABELLED
 from .rows import Columns, DataError, Row, read_rows
 from .tokens import tokenizer
 from .vocabulary import Vocabulary
 
+MOST_LABELS = 256  # that a byte can number
 _FORMAT = "1"  # of the cache; a new number when its contents' meaning changes
 
 
@@ -33,12 +34,22 @@ class Reading:
     Args:
         columns: what to read. labels: their names, whose places are the numbers. lower: whether to lower-case.
         tokens: "whitespace", or "words" for raw text.
+
+    Raises:
+        ValueError: a label that is named twice, no label, or more than MOST_LABELS.
     """
 
     columns: Columns = field(default_factory=Columns)
     labels: tuple[str, ...] = LABELS
     lower: bool = False
     tokens: str = "whitespace"
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.labels) <= MOST_LABELS:
+            raise ValueError(f"there must be 1 to {MOST_LABELS} labels, not {len(self.labels)}")
+        for name in self.labels:
+            if self.labels.count(name) > 1:
+                raise ValueError(f"the label {name!r} is named twice")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +77,13 @@ class Corpus:
     def __len__(self) -> int:
         """How many pairs."""
         return len(self.labels)
+
+    def digest(self) -> str:
+        """What tells these pairs, in their order and with their labels, from any others."""
+        digest = hashlib.sha256(json.dumps([self.words, self.label_names]).encode())
+        for t in (self.words_a, self.words_b, self.offsets_a, self.offsets_b, self.labels):
+            digest.update(t.numpy())
+        return digest.hexdigest()[:16]
 
     def vocabulary(self, min_freq: int = 5, reserved: Sequence[str] = ()) -> Vocabulary:
         """The words that occur at least min_freq times (d2l's default), after the reserved ones."""

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .atomic import replacing
+from ..atomic import replacing
 from .prediction import Predictor
 from .prediction_stream import BLOCK, JsonPairs, Reached, predict_lines
 from .ranks import Ranks

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .atomic import replacing
+from ..atomic import replacing
 from .checkpoint import Checkpoint, save_checkpoint
 from .corpus import Corpus
 from .evaluation import evaluate
@@ -83,7 +83,7 @@ class Training:
         self.settings = settings = settings if resume is None else resume.settings
         vocabulary = vocabulary or settings.vocabulary(training)
         self.vocabulary = vocabulary if resume is None else resume.vocabulary
-        self.training = training
+        self.training, self._digest = training, training.digest()
         self.batches = settings.batches(training, self.vocabulary, training=True)
         self.validation = None if validation is None else settings.batches(validation, self.vocabulary, training=False)
         torch.manual_seed(settings.seed)
@@ -243,23 +243,20 @@ class Training:
             self.epoch,
             self.batch,
             self.step,
-            {"loss": loss, "right": right, "pairs": self._pairs, **self._data()},
+            {"loss": loss, "right": right, "pairs": self._pairs, "of_pairs": len(self.training)},
             self.history,
             self.best,
             None if name == BEST else self.optimizer.state_dict(),
+            self._digest,
         )
-
-    def _data(self) -> dict[str, int]:
-        """What tells the training pairs from others."""
-        return {"of_pairs": len(self.training), "of_tokens": int(self.training.counts.sum())}
 
     def _go_on_from(self, saved: Checkpoint) -> None:
         if saved.optimizer is None:
             raise ValueError(f"there is no state to go on from: use {LAST}")
-        if {name: saved.sums[name] for name in self._data()} != self._data():
+        if saved.digest not in ("", self._digest):
             raise ValueError(
-                f"the run was trained on {saved.sums['of_pairs']} pairs with {saved.sums['of_tokens']} tokens; "
-                f"these are {len(self.training)} with {self._data()['of_tokens']}"
+                f"the run was trained on {saved.sums['of_pairs']} pairs; these {len(self.training)} are others, or in "
+                "another order, or labelled otherwise"
             )
         self.model.load_state_dict(saved.model)
         self.optimizer.load_state_dict(saved.optimizer)

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .atomic import save_tensors
+from ..atomic import save_tensors
 from .rows import BYTE_ORDER_MARK, DataError
 from .vocabulary import PADDING, UNKNOWN, Vocabulary
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -236,7 +237,10 @@ def bench(context: typer.Context) -> None:
     home = Path(__file__).parents[2]
     if not (home / "benchmarks" / "__main__.py").exists():
         fail("the benchmarks are in the repository, not in the package: clone it and pip install -e .")
-    done = subprocess.run([sys.executable, "-m", "benchmarks", *context.args], cwd=home, check=False)
+    # found there, but run here: paths among the arguments are the caller's
+    paths = [str(home), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run([sys.executable, "-m", "benchmarks", *context.args], env=environment, check=False)
     raise typer.Exit(done.returncode)
 
 

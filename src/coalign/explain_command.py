@@ -10,8 +10,8 @@ import typer
 from .draw_explanation import plot_explanation, print_explanation
 from .draw_html import page
 from .kernels import BackendUnavailable
+from .model.atomic import replacing
 from .model.nli import explain_pair, load_checkpoint
-from .model.nli.atomic import replacing
 from .predict import CheckpointArgument
 from .terminal import BackendOption, console, fail
 

@@ -14,8 +14,8 @@ import typer
 from rich.progress import Progress, TaskID
 
 from .kernels import BackendUnavailable
+from .model.atomic import replacing
 from .model.nli import Columns, JsonPairs, Predictor, Reached, predict_lines, record
-from .model.nli.atomic import replacing
 from .model.nli.prediction_shards import predict_shard
 from .model.nli.ranks import joined
 from .progress import pairs_bar
