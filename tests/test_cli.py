@@ -173,3 +173,22 @@ def test_kernels_lists_what_was_compiled(run):
 def test_version_and_help():
     assert process("--version").stdout.strip() == coalign.__version__
     assert "demo" in process("--help").stdout
+
+
+@pytest.mark.parametrize("words", [("doctor",), ("doctor", "--json"), ("--version",), ("--help",)], ids=" ".join)
+def test_an_output_that_is_full_is_complained_about(words):
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no device that is always full")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "coalign", *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: the output can't be written: No space left on device\n"
+
+
+def test_a_reader_that_has_enough_is_not_told_so():
+    command = f"{sys.executable} -m coalign doctor --json | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout == "{\n"
+    assert done.stderr == ""
