@@ -141,6 +141,16 @@ def test_a_reader_who_has_enough_is_no_error(model, tmp_path):
     assert child.wait() == 0
 
 
+@pytest.mark.parametrize("closed", ["<", ">"])
+def test_a_stream_that_is_closed_is_named(model, closed):
+    command = f"{sys.executable} -m coalign predict {model} {closed}&-"
+    done = subprocess.run(
+        ["bash", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"standard {'input' if closed == '<' else 'output'} is closed" in done.stderr
+
+
 def test_what_is_no_checkpoint(run, tmp_path):
     assert "best.json" in run(tmp_path, "a", "b").stderr
 

@@ -59,6 +59,10 @@ def predict(
         fail(f"--precision must be {' or '.join(PRECISIONS)}, not {precision!r}")
     if out is not None and out.is_dir():
         fail(f"--out {out} is a folder")
+    if given == ["-"] and sys.stdin is None:
+        fail("standard input is closed; give a file, or a premise and a hypothesis")
+    if out is None and sys.stdout is None:
+        fail("standard output is closed; give --out a file")
     place = device_named(device)
     try:
         with joined(place) as ranks, quiet(not ranks.first):
