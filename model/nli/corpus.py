@@ -82,7 +82,7 @@ class Corpus:
         """What tells these pairs, in their order and with their labels, from any others."""
         digest = hashlib.sha256(json.dumps([self.words, self.label_names]).encode())
         for t in (self.words_a, self.words_b, self.offsets_a, self.offsets_b, self.labels):
-            digest.update(t.numpy())
+            digest.update(t.numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def vocabulary(self, min_freq: int = 5, reserved: Sequence[str] = ()) -> Vocabulary:
