@@ -10,6 +10,12 @@
 #include "layers.h"
 
 namespace coalign {
+
+template bool score_pairs<float>(
+    const WordTable<float>&, const Words&, const Words&, int64_t, const FrozenLayers<Element<float>>&, float*);
+template bool score_pairs<BFloat16>(
+    const WordTable<BFloat16>&, const Words&, const Words&, int64_t, const FrozenLayers<Element<BFloat16>>&, float*);
+
 namespace {
 
 Tensor pack(Tensor weight, Maybe bias) {

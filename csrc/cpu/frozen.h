@@ -247,4 +247,10 @@ bool score_pairs(
   return known;
 }
 
+// Compiled once, with the operator in frozen.cpp.
+extern template bool score_pairs<float>(
+    const WordTable<float>&, const Words&, const Words&, int64_t, const FrozenLayers<Element<float>>&, float*);
+extern template bool score_pairs<BFloat16>(
+    const WordTable<BFloat16>&, const Words&, const Words&, int64_t, const FrozenLayers<Element<BFloat16>>&, float*);
+
 }  // namespace coalign
