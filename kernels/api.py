@@ -243,9 +243,11 @@ def explain(
         A table as text, a line a backend; where an operand requires grad, a second one for the backward pass.
     """
     a_side, b_side, bias, factor = _padded(f_a, f_b, a, b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
-    make_rule(factor, clamp, dropout, seed, f_a)
+    # checked with some seed: drawing one would change what the caller draws next
+    make_rule(factor, clamp, dropout, f_a.new_zeros((), dtype=torch.int64) if seed is None else seed, f_a)
     a_side, b_side, bias = _fold(a_side), _fold(b_side), _fold_bias(bias, f_a)
-    passes = (False, True) if any(t.requires_grad for t in (f_a, f_b, a, b)) else (False,)
+    learned = (a_side.f, b_side.f, a_side.x, b_side.x, bias)
+    passes = (False, True) if any(t is not None and t.requires_grad for t in learned) else (False,)
     return "\n".join(dispatch.explain(Problem.of(a_side, b_side, bias, backward), backend) for backward in passes)
 
 

@@ -110,6 +110,17 @@ def test_errors_of_a_backend_are_not_swallowed(monkeypatch):
         call("reference")
 
 
+@pytest.mark.parametrize("learned", ["bias", "scale"])
+def test_explain_knows_every_gradient_and_draws_nothing(learned):
+    x = torch.randn(2, 3, 4)
+    options = {"bias": torch.zeros(3, 3), "scale": torch.ones(())}
+    state = torch.get_rng_state()
+    before = explain(x, x, x, x, dropout=0.5, **options)
+    options[learned].requires_grad_()
+    assert len(explain(x, x, x, x, dropout=0.5, **options).splitlines()) == 2 * len(before.splitlines())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_explain(fake_backends):
     operands = ORDINARY.operands()
     forward = explain(operands.f_a, operands.f_b, operands.a, operands.b).splitlines()
