@@ -77,6 +77,8 @@ class PairBatch:
         Raises:
             TypeError, ValueError: as the class.
         """
+        for name, t in (("lengths_a", lengths_a), ("lengths_b", lengths_b)):
+            _check(name, t, (torch.int32,))
         return cls(ids_a, ids_b, _offsets(lengths_a), _offsets(lengths_b), lengths_a, lengths_b)
 
     @classmethod

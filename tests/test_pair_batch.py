@@ -12,6 +12,7 @@ from coalign import Attend, Compare, DecomposableAttention, PairBatch
 
 VOCAB, EMBED, HIDDEN, PAD = 40, 6, 10, 1
 ROUTES = (None, "reference")
+IDS, LONG = torch.arange(3), torch.tensor([3])
 PREMISES = [[5, 2, 7], [9], [], [3, 4, 5, 6, 7], [8, 8]]
 HYPOTHESES = [[2], [6, 3, 9, 4], [7, 5], [], [3, 2]]
 
@@ -160,6 +161,8 @@ def raw(**changes):
         (lambda: raw(offsets_a=torch.IntTensor([0, 11])), ValueError, "same number of pairs"),
         (lambda: raw(lengths_a=batch().lengths_b), ValueError, "offsets_a must start at 0"),
         (lambda: raw(lengths_a=batch().lengths_a.flip(0)), ValueError, "must be the differences of offsets_a"),
+        (lambda: PairBatch.from_lengths(IDS, IDS, [3], [3]), TypeError, "lengths_a must be a tensor, not list"),
+        (lambda: PairBatch.from_lengths(IDS, IDS, LONG, LONG), TypeError, "lengths_a must be int32, not torch.int64"),
         (lambda: raw(lengths_a=[1]), TypeError, "lengths_a must be an int32 tensor on the CPU"),
         (lambda: model()(batch(), lengths=(None, None)), ValueError, "a PairBatch knows its lengths"),
         (lambda: model()(PairBatch.from_lists([[VOCAB]], [[1]])), IndexError, "premises has token id 40"),
