@@ -101,8 +101,9 @@ def _backward(
     )
 
 
-# Absent from some future PyTorch, it leaves every call to the operator, which is always right.
+# Absent from some future PyTorch, they leave every call to the operator, which is always right.
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+_traced = getattr(torch._C, "_get_tracing_state", torch.jit.is_tracing)
 
 
 def unobserved(arguments: tuple[Any, ...]) -> bool:
@@ -112,8 +113,8 @@ def unobserved(arguments: tuple[Any, ...]) -> bool:
 
 
 def no_modes() -> bool:
-    """Whether no dispatch mode and no function transform is at work."""
-    return _modes() == 0 and not transforms.transforming()
+    """Whether no dispatch mode, no function transform and no torch.jit.trace is at work."""
+    return _modes() == 0 and not _traced() and not transforms.transforming()
 
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None), int})

@@ -193,13 +193,12 @@ class DecomposableAttention(nn.Module):
         return are_hooked(*(layer for layer in inside if layer is not None))
 
     def _packed_scores(self, X: PairBatch) -> Tensor:
-        vocabulary: Tensor = self.embedding.weight
-        if X.device.type == "cpu" and unobserved((X.ids_a, vocabulary)):
+        if X.device.type == "cpu" and unobserved((X.ids_a, X.ids_b)):
             scores = inference.scores(self, X)
             if scores is not None:
                 return scores
-        check_ids("premises", X.ids_a, len(vocabulary), ndim=1)
-        check_ids("hypotheses", X.ids_b, len(vocabulary), ndim=1)
+        check_ids("premises", X.ids_a, len(self.embedding.weight), ndim=1)
+        check_ids("hypotheses", X.ids_b, len(self.embedding.weight), ndim=1)
         # one look-up for both sides: its gradient is as large as the vocabulary, and so not made twice and added
         words = self._vectors(torch.cat([X.ids_a, X.ids_b]), None)
         if autocast.enabled(words.device.type) and words.dtype == torch.float32:

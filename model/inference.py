@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..kernels.dispatch import requested
 from ..kernels.native import frozen, inference
+from ..kernels.ops import unobserved
 from ..kernels.transforms import forward_mode
 from .as_made import NETWORKS, exchanged
 from .frozen import check_extents
@@ -45,11 +46,13 @@ def scores(model: DecomposableAttention, X: PairBatch) -> Tensor | None:
     first = [layer for layer in (inside["embedding"], inside.get("projection")) if layer is not None]
     embedding = first[0].weight
     parameters = [p for layer in (*first, *linears) for p in layer._parameters.values() if p is not None]
+    if not unobserved(tuple(parameters)) or any(p.layout != torch.strided for p in parameters):
+        return None
     if any(p.dtype != embedding.dtype or p.device != embedding.device for p in parameters):
         return None
     if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
         return None
-    if not embedding.is_contiguous() or frozen.unsupported(embedding):
+    if embedding.ndim != 2 or not embedding.is_contiguous() or frozen.unsupported(embedding):
         return None
     projection = first[1].weight if len(first) > 1 else None
     found, status = inference.scores(embedding, projection, (X.ids_a, X.ids_b), (X.offsets_a, X.offsets_b), linears)

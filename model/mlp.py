@@ -84,9 +84,12 @@ class FeedForward(nn.Sequential):
         if len(self) == 8 and input.ndim != 2:  # it flattens
             return None
         rates = {layer.p if layer.training else 0.0 for layer in self.dropouts()}
-        w1, _, w2, _ = weights = self._weights()
+        w1, b1, w2, b2 = weights = self._weights()
         if (
             len(rates) != 1
+            or not w1.ndim == w2.ndim == 2
+            or b1.shape != w1.shape[:1]
+            or b2.shape != w2.shape[:1]
             or not _fit(input, other, weights)
             or (other is not None and other.shape[:-1] != input.shape[:-1])
             or input.shape[-1] + (0 if other is None else other.shape[-1]) != w1.shape[1]
@@ -104,6 +107,8 @@ def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _fit(input: Tensor, other: Tensor | None, weights: tuple[Tensor, ...]) -> bool:
     """Whether the kernel computes in these: float32; bfloat16 without gradients; autocast from float32 to bfloat16."""
+    if any(t.layout != torch.strided for t in weights):
+        return False
     inputs = {t.dtype for t in (input, other) if t is not None}
     layers = {t.dtype for t in weights}
     if torch.is_autocast_enabled("cpu"):

@@ -234,12 +234,12 @@ def _unpadded(
         raise ValueError(f"{name} must be (batch, length), not {tuple(ids.shape)}")
     if mask is None and lengths is None and padding_idx is not None:
         mask = ids != padding_idx
+    keep = as_mask(side, ids.unsqueeze(-1), mask, lengths)
     if lengths is not None and lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= ids.shape[1]:
         raise ValueError(
             f"lengths_{side} must lie between 0 and {ids.shape[1]}, the width of {name}; "
             f"found {int(lengths.min())} to {int(lengths.max())}"
         )
-    keep = as_mask(side, ids.unsqueeze(-1), mask, lengths)
     if keep is None:
         return ids.reshape(-1), torch.full((ids.shape[0],), ids.shape[1], dtype=torch.int32, device="cpu")
     return ids[keep], keep.sum(1, dtype=torch.int32).cpu()

@@ -8,6 +8,7 @@ from test_inference import PAIRS, model
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from coalign import DecomposableAttention, PairBatch
@@ -121,6 +122,51 @@ def test_gradients_reach_what_was_put_in():
     of.projection = Added(of.projection)
     of(PAIRS).sum().backward()
     assert of.projection.up.weight.grad.abs().max() > 0
+
+
+class Scaled(torch.Tensor):
+    """Whole numbers and a factor, which only F.linear understands: as quantised weights are."""
+
+    @staticmethod
+    def __new__(cls, numbers, factor):
+        return torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=torch.float32, requires_grad=False)
+
+    def __init__(self, numbers, factor):
+        self.numbers, self.factor = numbers, factor
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), options=None):
+        if function is F.linear:
+            return F.linear(args[0], args[1].numbers.float() * args[1].factor, args[2])
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **(options or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), options=None):
+        if function in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            return cls(args[0].numbers, args[0].factor)
+        raise NotImplementedError(function)
+
+
+@pytest.mark.parametrize("kind", ["scaled", "sparse"])
+@pytest.mark.parametrize("name", ["attend.f.1", "compare.g.4", "aggregate.h.1", "aggregate.linear"])
+def test_weights_that_are_no_plain_tensors(name, kind):
+    of = model().requires_grad_(False)
+    layer = of.get_submodule(name)
+    numbers = (layer.weight * 50).round()
+    layer.weight.copy_(numbers / 50)
+    expected = of(PAIRS)
+    weight = Scaled(numbers.to(torch.int8), 1 / 50) if kind == "scaled" else layer.weight.to_sparse_csr()
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    assert torch.allclose(of(PAIRS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(60,), (60, 12, 2)])
+def test_an_embedding_that_is_none(shape):
+    of = model().requires_grad_(False)
+    of.embedding.weight = nn.Parameter(torch.randn(shape), requires_grad=False)
+    with pytest.raises((RuntimeError, IndexError), match=r"2-D|Dimension out of range"):
+        of(PAIRS)
 
 
 @pytest.mark.parametrize("part", ["attend", "compare", "aggregate"])

@@ -99,6 +99,27 @@ def test_inference_gives_a_pair_the_same_bits_alone_and_in_a_batch(served, sizes
     assert served == [150, 150, 1, 1, 1, 1, 1]
 
 
+def test_inference_keeps_what_overflows_to_its_own_number():
+    """A hidden number that is infinite, and closed by its ReLU, spoils neither its neighbours nor other sums."""
+    of = model(embed=12, hidden=15)
+    with torch.no_grad():
+        of.compare.g[4].weight.abs_().neg_()
+        of.compare.g[1].weight[:, 12:].zero_()
+        of.attend.f[1].weight.zero_()
+        of.compare.g[1].weight[0, :12] = 1e20
+        of.embedding.weight[7] = 1e20
+        one = PairBatch.from_lists([[7]], [[3]])
+        alone = of(one)
+        crowd = PairBatch.from_lists([[7], *([2 + i % 50] for i in range(199))], [[3]] * 200)
+        assert alone.isfinite().all()
+        assert torch.equal(of(crowd)[:1], alone)
+        frozen = of.freeze()
+        assert torch.equal(frozen(crowd)[:1], frozen(one))
+        torch.testing.assert_close(frozen(one), alone)
+        of.backend = "reference"
+        torch.testing.assert_close(of(crowd)[:1], alone)
+
+
 def test_inference_reads_every_kind_of_ids():
     of = model()
     a, b = ([[3, 59, 3], [], [7]], [[4], [5, 5], [58, 3]])
@@ -119,6 +140,38 @@ def test_inference_finds_offsets_that_were_spoilt():
     batch.offsets_b[1] = 9
     with torch.no_grad(), pytest.raises(ValueError, match="offsets must start at 0, never fall"):
         of(batch)
+
+
+@pytest.mark.parametrize("offsets", [[0, 2], []])
+def test_inference_finds_sides_of_other_numbers_of_pairs(offsets):
+    of, batch = model(), PairBatch.from_lists([[3, 4], [5]], [[3], [6]])
+    values = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
+    odd = PairBatch.unchecked(**values | {"offsets_b": torch.tensor(offsets, dtype=torch.int32)})
+    with torch.no_grad():
+        for scoring in (of, of.freeze()):
+            with pytest.raises(ValueError, match="offsets must start at 0"):
+                scoring(odd)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"intra_attention": True}], ids=str)
+def test_traced_models_serve_other_sizes(sizes):
+    """torch.jit.trace sees operators, not what would be done without them."""
+    of = model(**sizes).requires_grad_(False)
+    scorings = [of] if sizes else [of, of.freeze()]
+    few, many = PAIRS.padded(PAD), pairs([9] * 12, [4] * 12).padded(PAD)
+
+    class Two(torch.nn.Module):
+        def __init__(self, scoring):
+            super().__init__()
+            self.scoring = scoring
+
+        def forward(self, a, b):
+            return self.scoring((a, b))
+
+    for scoring in scorings:
+        traced = torch.jit.trace(Two(scoring), few, check_trace=False)
+        for X in (few, many):
+            torch.testing.assert_close(traced(*X), of(X), rtol=1e-4, atol=1e-5)
 
 
 def test_it_follows_every_change_of_the_parameters(served):

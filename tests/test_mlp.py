@@ -271,6 +271,18 @@ def test_wrong_widths_are_torchs_errors():
         of(torch.randn(3, 6), torch.randn(4, 6))
 
 
+@pytest.mark.parametrize("at", [1, 4])
+def test_biases_of_other_sizes_are_torchs_to_judge(at):
+    of, x = network(12, 16), torch.randn(3, 12)
+    of[at].bias = nn.Parameter(torch.ones(1))  # which torch broadcasts
+    assert of._fused(x, None) is None
+    torch.testing.assert_close(of(x), nn.Sequential(*of)(x))
+    for size in (7, 17):
+        of[at].bias = nn.Parameter(torch.ones(size))
+        with pytest.raises(RuntimeError, match="must match the existing size"):
+            of(x)
+
+
 @pytest.mark.parametrize("grad", [False, True])
 def test_forward_derivatives(grad):
     """The kernel has none: tangents must neither be lost nor be an error."""

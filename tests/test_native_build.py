@@ -75,11 +75,14 @@ def test_builds_once_until_something_changes(folder, monkeypatch):
     assert runs(folder) == 3
 
 
-@pytest.mark.parametrize("left", [0, 1000])
-def test_a_library_that_lacks_its_end_is_built_anew(folder, left):
+@pytest.mark.parametrize("spoilt", ["all", "end", "digest"])
+def test_a_library_that_lacks_its_end_is_built_anew(folder, spoilt):
     first = built(folder)
     whole = first.read_bytes()
-    first.write_bytes(whole[:left])
+    if spoilt == "digest":
+        first.with_suffix(".sha256").write_bytes(b"\xff")
+    else:
+        first.write_bytes(whole[: 0 if spoilt == "all" else 1000])
     assert built(folder) == first
     assert len(first.read_bytes()) == len(whole)
     assert runs(folder) == 2

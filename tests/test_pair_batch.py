@@ -161,6 +161,7 @@ def raw(**changes):
         (lambda: raw(offsets_a=torch.IntTensor([0, 11])), ValueError, "same number of pairs"),
         (lambda: raw(lengths_a=batch().lengths_b), ValueError, "offsets_a must start at 0"),
         (lambda: raw(lengths_a=batch().lengths_a.flip(0)), ValueError, "must be the differences of offsets_a"),
+        (lambda: PairBatch.from_padded(IDS[None], IDS[None], lengths=([1], None)), TypeError, "must be a tensor"),
         (lambda: PairBatch.from_lengths(IDS, IDS, [3], [3]), TypeError, "lengths_a must be a tensor, not list"),
         (lambda: PairBatch.from_lengths(IDS, IDS, LONG, LONG), TypeError, "lengths_a must be int32, not torch.int64"),
         (lambda: raw(lengths_a=[1]), TypeError, "lengths_a must be an int32 tensor on the CPU"),

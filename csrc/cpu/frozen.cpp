@@ -39,6 +39,7 @@ Words words(const Tensor& ids, const Maybe& extent) {
 
 bool fits(const Tensor& ids, const Maybe& extent) {
   const bool packed = ids.dim() == 1;
+  if (packed && (!extent.has_value() || extent->numel() == 0)) return false;
   return extent_fits(extent, packed, packed ? ids.numel() : ids.size(1), ids.numel());
 }
 
@@ -47,6 +48,7 @@ std::tuple<Tensor, int64_t> scores(
     Tensor second, Tensor output, int64_t classes) {
   if (!fits(ids_a, extent_a) || !fits(ids_b, extent_b)) return {floats({0}), kExtents};
   const Words a = words(ids_a, extent_a), b = words(ids_b, extent_b);
+  if (a.extent.pairs() != b.extent.pairs()) return {floats({0}), kExtents};
   return with_network(table, [&](auto s) -> std::tuple<Tensor, int64_t> {
     using S = decltype(s);
     using E = Element<S>;

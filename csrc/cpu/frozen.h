@@ -98,8 +98,8 @@ class Frozen {
   Frozen(const WordTable<S>& table, const Words& a, const Words& b, const FrozenLayers<E>& layers, float* sums)
       : table_(table), a_(a), b_(b), layers_(layers), sums_(sums) {}
 
-  // Numbers that a pair's two sums take.
-  static int sums_room(int width) { return row_room<E>(2 * width) + lanes<float>; }
+  // Numbers that one of a pair's two sums takes: padded, for what stands behind its numbers is anything.
+  static int sum_room(int width) { return round_up(width, lanes<float>); }
 
   // Pairs in groups of so many tokens, or of a pair that has more: the first pair of each, and the end.
   std::vector<int64_t> groups(int64_t pairs, int64_t tokens) const {
@@ -122,10 +122,10 @@ class Frozen {
     Arena& arena = Arena::of_this_thread();
     int most = 0;
     for (int64_t pair = from; pair < to; ++pair) most += reach(pair);
-    const int ld = row_room<E>(width()), room = sums_room(width());
+    const int ld = row_room<E>(width()), room = sum_room(width());
     float* hidden = arena.take<float>(static_cast<std::size_t>(most) * ld);
     float** sums = arena.take<float*>(most);
-    std::fill_n(sums_ + from * room, (to - from) * room, 0.0f);
+    std::fill_n(sums_ + from * 2 * room, (to - from) * 2 * room, 0.0f);
     int rows = 0;
     for (int64_t pair = from; pair < to; ++pair) {
       const Arena::Mark mark = arena.mark();
@@ -134,7 +134,7 @@ class Frozen {
       const int m = a_.read(pair, table_.words, ids_a), n = b_.read(pair, table_.words, ids_b);
       if (m < 0 || n < 0) return false;
       compare_first(ids_a, m, ids_b, n, hidden + static_cast<std::size_t>(rows) * ld, ld, arena);
-      for (int i = 0; i < m + n; ++i) sums[rows + i] = sums_ + pair * room + (i < m ? 0 : width());
+      for (int i = 0; i < m + n; ++i) sums[rows + i] = sums_ + (2 * pair + (i >= m)) * room;
       rows += m + n;
       arena.release(mark);
     }
@@ -159,20 +159,24 @@ class Frozen {
 
   // Scores of pairs from begin to end, from their sums: (pairs, classes).
   void classify(int64_t begin, int64_t end, float* scores) const {
-    const int room = sums_room(width()), ld = row_room<E>(2 * width()), classes = layers_.scores.out;
+    const int room = sum_room(width()), ld = row_room<E>(2 * width()), classes = layers_.scores.out;
     const int count = static_cast<int>(end - begin);
     Arena& arena = Arena::of_this_thread();
     float* rows = arena.take<float>(static_cast<std::size_t>(count) * ld);
-    for (int i = 0; i < count; ++i) std::memcpy(rows + i * ld, sums_ + (begin + i) * room, sizeof(float) * ld);
+    for (int i = 0; i < count; ++i) {
+      const float* from = sums_ + (begin + i) * 2 * room;
+      float* to = std::copy_n(from + room, width(), std::copy_n(from, width(), rows + i * ld));
+      std::fill(to, rows + (i + 1) * ld, 0.0f);
+    }
     Ahead nothing;
     const float* hidden = rows;
     int hidden_ld = ld;
     for (const Layer<E>* layer : {&layers_.first, &layers_.second}) {
       const int next_ld = row_room<E>(layer->out);
       float* next = arena.take<float>(static_cast<std::size_t>(count) * next_ld);
-      std::fill_n(next, static_cast<std::size_t>(count) * next_ld, 0.0f);
       linear(as_elements<E>(hidden, count, hidden_ld, arena), hidden_ld / kPer<E>, count, *layer, nothing,
              [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(next + r * next_ld + d, relu(v)); });
+      clear_padding(next, count, layer->out, next_ld);
       hidden = next;
       hidden_ld = next_ld;
     }
@@ -228,7 +232,7 @@ bool score_pairs(
     const WordTable<S>& table, const Words& a, const Words& b, int64_t tokens, const FrozenLayers<E>& layers,
     float* scores) {
   const int64_t pairs = a.extent.pairs(), threads = torch::stable::get_num_threads();
-  const Tensor sums = floats({pairs, Frozen<S>::sums_room(table.f.width)});
+  const Tensor sums = floats({pairs, 2, Frozen<S>::sum_room(table.f.width)});
   const Frozen<S> model(table, a, b, layers, data<float>(sums));
   std::atomic<bool> known = true;
   // smaller groups where threads would go without, though a few tokens do not pay for waking one

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <random>
 #include <vector>
 
 #include "arena.h"
@@ -31,7 +32,7 @@ class BatchWords {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t id = ids[i];
       if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(vocabulary)) return false;
-      std::size_t slot = static_cast<uint64_t>(id) * 0x9e3779b97f4a7c15u >> (64 - bits_);
+      std::size_t slot = static_cast<uint64_t>(id) * factor() >> (64 - bits_);
       while (taken_[slot] >= 0 && words_[taken_[slot]] != id) slot = (slot + 1) % slots();
       if (taken_[slot] < 0) {
         taken_[slot] = static_cast<int32_t>(words_.size());
@@ -47,6 +48,15 @@ class BatchWords {
 
  private:
   std::size_t slots() const { return std::size_t{1} << bits_; }
+
+  // Another in every process: nobody can choose ids that all want the same slots.
+  static uint64_t factor() {
+    static const uint64_t drawn = [] {
+      std::random_device random;
+      return static_cast<uint64_t>(random()) << 32 | random() | 1;
+    }();
+    return drawn;
+  }
 
   int bits_ = 4;
   std::vector<int32_t> taken_, which_;
@@ -65,28 +75,24 @@ void word_rows(
     const S* embedding, int width, const int64_t* words, int count, const WordLayers<E>& layers, S* table,
     Arena& arena) {
   Ahead nothing;
-  auto room = [&](int numbers) {
-    const std::size_t all = static_cast<std::size_t>(count) * row_room<E>(numbers);
-    float* rows = arena.take<float>(all);
-    std::fill_n(rows, all, 0.0f);
-    return rows;
-  };
+  auto room = [&](int numbers) { return arena.take<float>(static_cast<std::size_t>(count) * row_room<E>(numbers)); };
   auto elements = [&](const float* rows, int numbers) {
     return as_elements<E>(rows, count, row_room<E>(numbers), arena);
   };
-  // take(row, its numbers): what a layer makes of some rows
   auto pass = [&](const E* x, int numbers, const Layer<E>& layer, bool rectified) {
     const int ld = row_room<E>(layer.out);
     float* out = room(layer.out);
     linear(x, row_room<E>(numbers) / kPer<E>, count, layer, nothing, [&](int r, int d, Vec<float> v) ALWAYS_INLINE {
       store(out + static_cast<std::size_t>(r) * ld + d, rectified ? relu(v) : v);
     });
+    clear_padding(out, count, layer.out, ld);
     return out;
   };
   float* vectors = room(width);
   for (int i = 0; i < count; ++i) {
     widen_row(embedding + words[i] * width, width, vectors + static_cast<std::size_t>(i) * row_room<E>(width));
   }
+  clear_padding(vectors, count, width, row_room<E>(width));
   if (layers.projection.has_value()) {
     vectors = pass(elements(vectors, width), width, *layers.projection, false);
     width = layers.projection->out;

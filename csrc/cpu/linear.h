@@ -236,6 +236,13 @@ constexpr int row_room(int width) {
   return round_up(width, lanes<float> * kPer<E>);
 }
 
+// What a layer leaves behind its outputs is no zero where a row holds what is not finite.
+inline void clear_padding(float* rows, int count, int width, int ld) {
+  for (int r = 0; r < count; ++r) {
+    std::fill(rows + static_cast<std::size_t>(r) * ld + width, rows + static_cast<std::size_t>(r + 1) * ld, 0.0f);
+  }
+}
+
 // Rows of numbers, padded to whole vectors of elements, as elements to multiply: themselves, or rounded to pairs.
 template <class E>
 const E* as_elements(const Sum<E>* rows, int count, int ld, Arena& arena) {

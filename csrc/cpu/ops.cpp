@@ -171,14 +171,14 @@ class PairSide {
     return {tokens.begin == 0 ? 0 : index[tokens.begin], tokens.end == count ? stored : index[tokens.end]};
   }
 
-  // What came back for this side of the pair; whole: the pair is a single block.
-  Arrived<E> arrived(const Stored<S>& out, const Stored<S>& dout, const T* lse, const T* dlse, bool whole) const {
+  // What came back for this side of the pair; centred: its gradient of e takes means, not <dout, out>.
+  Arrived<E> arrived(const Stored<S>& out, const Stored<S>& dout, const T* lse, const T* dlse, bool centred) const {
     const int room = round_up(count, kBlock);
     T* delta = arena_.take<T>(room);
     T* lses = arena_.take<T>(room);
     const Operand<E> d = read_stored(dout, Use::both);
     std::fill_n(delta, room, T(0));
-    if (!whole) dots_by_row(d.rows, read_stored(out, Use::contract).rows, count, d.elements(), delta);
+    if (!centred) dots_by_row(d.rows, read_stored(out, Use::contract).rows, count, d.elements(), delta);
     for (int i = 0; i < count; ++i) {
       const int64_t at = first + index[i];
       if (dlse != nullptr) delta[i] -= dlse[at];
@@ -315,7 +315,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
             pa.tokens(Use::both, Use::contract), pb.tokens(Use::both, Use::contract), share, call.rule_of<T>(task.pair),
             part_of<const B>(bias, task.pair, pa.index, pb.index),
             pa.arrived(of_beta, of_dbeta, of_lse_a, of_dlse_a, whole || pb.count == 1),
-            pb.arrived(of_alpha, of_dalpha, of_lse_b, of_dlse_b, whole || pa.count == 1), to_fa.rows(), to_fb.rows(), to_a.rows(), to_b.rows(),
+            pb.arrived(of_alpha, of_dalpha, of_lse_b, of_dlse_b, whole || pa.count == 1), to_fa.rows(), to_fb.rows(),
+            to_a.rows(), to_b.rows(),
             part_of<T>(dbias, task.pair, pa.index, pb.index), arena, ahead);
       }
       auto finish = [aligned](

@@ -154,7 +154,7 @@ def _build(root: Path, sources: tuple[str, ...], tools: Toolchain, finished: Pat
 def _is_whole(library: Path) -> bool:
     """Whether it is there, and as it was built: loading one that lacks its end kills the process."""
     try:
-        return _digest_file(library).read_text() == _digest(library)
+        return _digest_file(library).read_bytes() == _digest(library).encode()
     except FileNotFoundError:
         return False
 
