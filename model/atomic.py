@@ -35,6 +35,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield path
         return
     path = path.resolve()
+    if not path.parent.is_dir():  # said of the path itself, not of the unfinished file
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     for old in path.parent.glob(f".{path.name}.*.unfinished"):
         try:
             if time.time() - old.stat().st_mtime > _ABANDONED:
@@ -66,6 +68,31 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
             save_file(tensors, unfinished, metadata)
         except SafetensorError as error:  # what it makes of the system's errors
             raise OSError(f"{path} can't be written: {error}") from None
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """The folder is this block's alone, as far as its file system knows locks; freed with the process, however it ends.
+
+    Raises:
+        BlockingIOError: another one has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(errno.EAGAIN, "another run is at work in this folder", str(folder)) from None
+        except OSError:  # no locks there
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def _flush(path: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.ops import unobserved
+from .masks import of_both
 
 Pair = tuple[Tensor | None, Tensor | None]
 
@@ -52,7 +53,7 @@ def padded_pair(
             "premises and hypotheses must be the same number of sentences; "
             f"they are {tuple(premises.shape)} and {tuple(hypotheses.shape)}"
         )
-    (mask_a, mask_b), (lengths_a, lengths_b) = masks or (None, None), lengths or (None, None)
+    (mask_a, mask_b), (lengths_a, lengths_b) = of_both("masks", masks), of_both("lengths", lengths)
     if padding_idx is not None and all(t is None for t in (mask_a, mask_b, lengths_a, lengths_b)):
         mask_a, mask_b = premises != padding_idx, hypotheses != padding_idx
     extents = {"mask_a": mask_a, "mask_b": mask_b, "lengths_a": lengths_a, "lengths_b": lengths_b}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels.ops import unobserved
+
 
 def as_mask(side: str, x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:
     """The mask of x (batch, length, width), from a mask or from lengths; None where everything is a token.
@@ -30,6 +32,24 @@ def check_mask(side: str, x: Tensor, mask: Tensor | None, lengths: Tensor | None
         _check(f"mask_{side}", mask, x.shape[:2], (torch.bool,))
     if lengths is not None:
         _check(f"lengths_{side}", lengths, x.shape[:1], (torch.int32, torch.int64))
+        if lengths.is_cpu and lengths.numel() and unobserved((lengths,)):
+            least, most = (int(v) for v in lengths.aminmax())
+            if least < 0 or most > x.shape[1]:
+                raise ValueError(
+                    f"lengths_{side} must lie between 0 and {x.shape[1]}, the width of side {side}; "
+                    f"found {least} to {most}"
+                )
+
+
+def of_both(name: str, given: object) -> tuple[Tensor | None, Tensor | None]:
+    """Masks or lengths of both sides, each or all of which may be None. Raises TypeError where they are no pair."""
+    if given is None:
+        return None, None
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        what = f"{len(given)} of them" if isinstance(given, (tuple, list)) else type(given).__name__
+        raise TypeError(f"{name} must be a pair, the premises' and the hypotheses', not {what}")
+    first, second = given
+    return first, second
 
 
 def are_packed(offsets_a: Tensor | None, offsets_b: Tensor | None, paddings: tuple[Tensor | None, ...]) -> bool:

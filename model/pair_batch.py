@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .masks import as_mask
+from .masks import as_mask, of_both
 
 Ids = Sequence[Sequence[int]]
 IDS = (torch.int32, torch.int64)
@@ -103,7 +103,7 @@ class PairBatch:
         """
         if len(premises) != len(hypotheses):
             raise ValueError(f"there are {len(premises)} premises, but {len(hypotheses)} hypotheses")
-        (mask_a, mask_b), (lengths_a, lengths_b) = masks or (None, None), lengths or (None, None)
+        (mask_a, mask_b), (lengths_a, lengths_b) = of_both("masks", masks), of_both("lengths", lengths)
         ids_a, counts_a = _unpadded("a", "premises", premises, mask_a, lengths_a, padding_idx)
         ids_b, counts_b = _unpadded("b", "hypotheses", hypotheses, mask_b, lengths_b, padding_idx)
         _check_devices(ids_a, ids_b)
@@ -235,11 +235,6 @@ def _unpadded(
     if mask is None and lengths is None and padding_idx is not None:
         mask = ids != padding_idx
     keep = as_mask(side, ids.unsqueeze(-1), mask, lengths)
-    if lengths is not None and lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= ids.shape[1]:
-        raise ValueError(
-            f"lengths_{side} must lie between 0 and {ids.shape[1]}, the width of {name}; "
-            f"found {int(lengths.min())} to {int(lengths.max())}"
-        )
     if keep is None:
         return ids.reshape(-1), torch.full((ids.shape[0],), ids.shape[1], dtype=torch.int32, device="cpu")
     return ids[keep], keep.sum(1, dtype=torch.int32).cpu()

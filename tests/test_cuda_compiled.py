@@ -79,5 +79,5 @@ def test_cuda_home_is_where_nvcc_is(monkeypatch, tmp_path):
     nvcc.write_text("#!/bin/sh\n")
     nvcc.chmod(0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert build_cuda.tools(["80", "90a"]).compiler == str(nvcc)
+    assert build_cuda.tools(["80", "90a"]).compiler == (str(nvcc),)
     assert "-gencode=arch=compute_90a,code=sm_90a" in build_cuda.tools(["80", "90a"]).flags

@@ -205,7 +205,7 @@ def test_bad_arguments(route):
 def test_impossible_lengths(length):
     """Values that would have the kernel read beyond the ids."""
     made, ids = frozen(model(), "native"), torch.tensor([[3, 4]])
-    with pytest.raises(ValueError, match="lengths must lie between"):
+    with pytest.raises(ValueError, match="lengths_b must lie between"):
         made((ids, ids), lengths=(None, torch.tensor([length])))
     spoilt = PairBatch.from_lists([[3, 4], [5]], [[3], [4]])
     spoilt.offsets_a[1] = min(length * 5, 2**31 - 1)  # behind the checks of the constructor

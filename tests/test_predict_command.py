@@ -151,6 +151,28 @@ def test_a_stream_that_is_closed_is_named(model, closed):
     assert f"standard {'input' if closed == '<' else 'output'} is closed" in done.stderr
 
 
+def test_answers_take_the_place_of_nothing_that_is_read(run, model, tmp_path):
+    source = tmp_path / "pairs.jsonl"
+    source.write_bytes(line("a", "b") + b"\n")
+    (tmp_path / "link").symlink_to(source)
+    best = model / "best.json"
+    before = best.read_bytes()
+    for out, message in (
+        (source, "is the file that is read"),
+        (tmp_path / "link", "is the file that is read"),
+        (best, "is a part of the model"),
+    ):
+        shown = run(model, source, "--out", out)
+        assert shown.exit_code == 1
+        assert message in " ".join(shown.stderr.split())
+    assert source.read_bytes() == line("a", "b") + b"\n"
+    assert best.read_bytes() == before
+    assert f"{source} is a file: give it alone" in " ".join(run(model, source, "b").stderr.split())
+    assert "label" in run(model, source, "--out", "-").stdout
+    missing = run(model, source, "--out", tmp_path / "nowhere/out.jsonl").stderr
+    assert "nowhere/out.jsonl'" in "".join(missing.split())
+
+
 def test_what_is_no_checkpoint(run, tmp_path):
     assert "best.json" in run(tmp_path, "a", "b").stderr
 

@@ -181,13 +181,48 @@ def test_weights_that_the_last_step_spoils_are_not_saved_to_go_on_from(tmp_path,
 
 def test_the_best_accuracy_is_of_one_kind(tmp_path, corpora):
     training, validation = corpora
-    first = Training(replace(SMALL, epochs=1), training, validation, tmp_path / "run")
-    first.run()
-    first.best = 2.0  # which no accuracy reaches
-    first._save("last.json")
+    for held_out, best in ((validation, 2.0), (None, -1.0)):
+        first = Training(replace(SMALL, epochs=1), training, held_out, tmp_path / "run")
+        first.run()
+        first.best = 2.0  # which no accuracy reaches
+        first._save("last.json")
+        saved = load_checkpoint(tmp_path / "run/last.json")
+        assert Training(SMALL, training, validation, tmp_path / "run", resume=saved).best == best
+
+
+def test_a_run_goes_on_with_the_pairs_that_its_best_was_chosen_by(tmp_path, corpora):
+    training, validation = corpora
+    Training(replace(SMALL, epochs=1), training, validation, tmp_path / "run").run()
     saved = load_checkpoint(tmp_path / "run/last.json")
-    assert Training(SMALL, training, validation, tmp_path / "run", resume=saved).best == 2.0
-    assert Training(SMALL, training, None, tmp_path / "run", resume=saved).best == -1.0
+    others = replace(validation, labels=validation.labels.flip(0))
+    for old in (False, True):  # earlier versions wrote no digest
+        for held_out in (None, *([] if old else [others])):
+            with pytest.raises(
+                ValueError, match=r"evaluated on other validation pairs, by which best\.json was chosen"
+            ):
+                Training(SMALL, training, held_out, tmp_path / "run", resume=saved)
+        saved.validated = saved.digest = ""
+    assert Training(SMALL, training, validation, tmp_path / "run", resume=saved).step == saved.step
+
+
+def test_validation_pairs_of_other_labels_are_refused(tmp_path, corpora):
+    training, validation = corpora
+    others = replace(validation, label_names=tuple(reversed(validation.label_names)))
+    with pytest.raises(ValueError, match=r"the validation pairs' labels, neutral, .* in the same order"):
+        Training(SMALL, training, others, tmp_path / "run")
+
+
+def test_a_folder_is_one_runs_at_a_time(tmp_path, corpora):
+    pytest.importorskip("fcntl")
+    run, other = (Training(replace(SMALL, epochs=1), *corpora, str(tmp_path / "run")) for _ in range(2))
+
+    def meanwhile(progress):
+        with pytest.raises(BlockingIOError, match="another run is at work in this folder"):
+            other.run()
+
+    assert run.run(meanwhile)
+    assert not other.step
+    assert other.run()
 
 
 KILLED = """
@@ -225,6 +260,18 @@ def test_kill_9_while_a_checkpoint_is_written_leaves_the_previous_one(tmp_path, 
     assert all(torch.equal(after.model[name], before.model[name]) for name in before.model)
     assert run.run()  # a finished run does nothing more
     Training(replace(SMALL, epochs=4), *corpora, tmp_path / "run", resume=after)
+
+
+@pytest.mark.parametrize("name", ["best.json", "last.json"])
+def test_tensors_of_other_sizes_than_the_settings_are_named(tmp_path, corpora, name):
+    Training(replace(SMALL, epochs=1), *corpora, tmp_path / "run").run()
+    saved = load_checkpoint(tmp_path / "run" / name)
+    saved.settings = replace(saved.settings, num_hiddens=saved.settings.num_hiddens + 1)
+    with pytest.raises(DataError, match="tensors do not fit its settings: size mismatch for attend"):
+        saved.build()
+    if name == "last.json":
+        with pytest.raises(DataError, match="tensors do not fit its settings: size mismatch for attend"):
+            Training(SMALL, *corpora, tmp_path / "run", resume=saved)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ class Checkpoint:
         epoch, batch, step: where training stands: batches of an epoch done, and steps in all.
         sums: loss and right answers of the epoch so far. history: each epoch's numbers. best: the best accuracy.
         optimizer: its state dict; None in what is only kept for use.
-        digest: of the training pairs (`Corpus.digest`); "" in what earlier versions wrote.
+        digest, validated: of the training and the validation pairs (`Corpus.digest`); "" where there are none, and in
+            what earlier versions wrote.
     """
 
     settings: Settings
@@ -47,12 +48,21 @@ class Checkpoint:
     best: float = -1.0
     optimizer: dict[str, Any] | None = None
     digest: str = ""
+    validated: str = ""
 
     def build(self) -> DecomposableAttention:
         """The model, in evaluation mode."""
         made = self.settings.model(len(self.vocabulary), len(self.labels))
-        made.load_state_dict(self.model)
+        self.load_into(made)
         return made.eval()
+
+    def load_into(self, model: DecomposableAttention) -> None:
+        """Give a model of these settings its parameters. Raises DataError where they are another model's."""
+        try:
+            model.load_state_dict(self.model)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1:2] or [str(error)]
+            raise DataError(f"the checkpoint's tensors do not fit its settings: {reason[0].strip()}") from None
 
 
 _PLAIN = ("epoch", "batch", "step", "sums", "history", "best")
@@ -72,6 +82,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "parameters": sum(t.numel() for name, t in checkpoint.model.items() if name != "embedding.weight"),
         **{name: getattr(checkpoint, name) for name in _PLAIN},
         "digest": checkpoint.digest,
+        "validated": checkpoint.validated,
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
     if checkpoint.optimizer is not None:
@@ -108,6 +119,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             **{name: about[name] for name in _PLAIN},
             optimizer=_joined_optimizer(about["optimizer"], tensors) if "optimizer" in about else None,
             digest=about.get("digest", ""),
+            validated=about.get("validated", ""),
         )
     except (ValueError, KeyError, TypeError, SafetensorError) as reason:
         if isinstance(reason, DataError):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..atomic import replacing
+from ..atomic import claimed, replacing
 from .checkpoint import Checkpoint, save_checkpoint
 from .corpus import Corpus
 from .evaluation import evaluate
@@ -60,7 +60,8 @@ class Training:
             batch, up to rounding, but for what dropout leaves out. Only the first writes.
 
     Raises:
-        ValueError: resume is of other training pairs or has no state to go on from. ImportError: no TensorBoard.
+        ValueError: resume is of other pairs or has no state to go on from; validation has other labels.
+        ImportError: no TensorBoard.
     """
 
     def __init__(
@@ -79,11 +80,17 @@ class Training:
         ranks: Ranks = ALONE,
     ) -> None:
         self.ranks = ranks
-        self.folder, self.device = folder, torch.device(device)
+        self.folder, self.device = Path(folder), torch.device(device)
         self.settings = settings = settings if resume is None else resume.settings
         vocabulary = vocabulary or settings.vocabulary(training)
         self.vocabulary = vocabulary if resume is None else resume.vocabulary
+        if validation is not None and validation.label_names != training.label_names:
+            raise ValueError(
+                f"the validation pairs' labels, {', '.join(validation.label_names)}, must be the training pairs', "
+                f"{', '.join(training.label_names)}, in the same order"
+            )
         self.training, self._digest = training, training.digest()
+        self._validated = "" if validation is None else validation.digest()
         self.batches = settings.batches(training, self.vocabulary, training=True)
         self.validation = None if validation is None else settings.batches(validation, self.vocabulary, training=False)
         torch.manual_seed(settings.seed)
@@ -99,8 +106,8 @@ class Training:
             self._go_on_from(resume)
         self._parallel: nn.Module = self.model  # in run(): what passes its gradients to all ranks
         if ranks.first:
-            folder.mkdir(parents=True, exist_ok=True)
-        self._writer = _tensorboard(folder) if tensorboard and ranks.first else None
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._writer = _tensorboard(self.folder) if tensorboard and ranks.first else None
 
     def run(
         self, report: Callable[[Progress], None] = lambda progress: None, stop: Callable[[], bool] = lambda: False
@@ -110,11 +117,13 @@ class Training:
         On a GPU, stop is asked after every fiftieth step; several ranks stop together when one of them says so.
 
         Raises:
+            BlockingIOError: another run is at work in the folder.
             TrainingError: the loss is not finite. The state is in failed.json; on the CPU, that before the step.
         """
-        self._parallel = self.ranks.parallel(self.model)
         try:
-            return self._run(report, stop)
+            with claimed(self.folder) if self.ranks.first else nullcontext():
+                self._parallel = self.ranks.parallel(self.model)
+                return self._run(report, stop)
         finally:
             self._parallel = self.model  # see joined(): nothing may hold on to the process group after it
 
@@ -248,6 +257,7 @@ class Training:
             self.best,
             None if name == BEST else self.optimizer.state_dict(),
             self._digest,
+            self._validated,
         )
 
     def _go_on_from(self, saved: Checkpoint) -> None:
@@ -258,11 +268,16 @@ class Training:
                 f"the run was trained on {saved.sums['of_pairs']} pairs; these {len(self.training)} are others, or in "
                 "another order, or labelled otherwise"
             )
-        self.model.load_state_dict(saved.model)
+        was_validated = bool(saved.history) and "validation_accuracy" in saved.history[-1]
+        if saved.validated not in ("", self._validated) or (was_validated and self.validation is None):
+            raise ValueError(
+                f"the run was evaluated on other validation pairs, by which {BEST} was chosen: give the same"
+            )
+        saved.load_into(self.model)
         self.optimizer.load_state_dict(saved.optimizer)
         self.epoch, self.batch, self.step, self.best = saved.epoch, saved.batch, saved.step, saved.best
         self.history = saved.history
-        if self.history and ("validation_accuracy" in self.history[-1]) != (self.validation is not None):
+        if not was_validated and self.validation is not None:
             self.best = -1.0  # of another kind than the accuracies that follow
         self._sums.copy_(torch.tensor([saved.sums["loss"], saved.sums["right"]], dtype=torch.float64))
         self._pairs = int(saved.sums["pairs"])

@@ -57,8 +57,11 @@ def predict(
         fail("--out is for a file's answers; a pair's is printed")
     if precision not in PRECISIONS:
         fail(f"--precision must be {' or '.join(PRECISIONS)}, not {precision!r}")
-    if out is not None and out.is_dir():
-        fail(f"--out {out} is a folder")
+    out = None if str(out) == "-" else out
+    if len(given) == 2 and os.path.isfile(given[0]):  # Path.is_file fails where a sentence is too long for a name
+        fail(f"{given[0]} is a file: give it alone, and --out for its answers")
+    if out is not None:
+        _check_out(out, model, given[0])
     if given == ["-"] and sys.stdin is None:
         fail("standard input is closed; give a file, or a premise and a hypothesis")
     if out is None and sys.stdout is None:
@@ -93,12 +96,25 @@ def predict(
         raise typer.Exit(1)
 
 
+def _check_out(out: Path, model: Path, source: str) -> None:
+    """That answers take the place of nothing that is read."""
+    if out.is_dir():
+        fail(f"--out {out} is a folder")
+    if not out.exists():
+        return
+    if os.path.exists(source) and out.samefile(source):
+        fail(f"--out {out} is the file that is read")
+    folder = model if model.is_dir() else model.parent
+    if out.resolve().parent == folder.resolve() and out.suffix in (".json", ".safetensors"):
+        fail(f"--out {out} is a part of the model")
+
+
 def _columns(names: str | None) -> Columns:
     if names is None:
         return Columns()
     if names.count(",") != 1:
         raise ValueError(f"--columns takes two names with a comma between, not {names!r}")
-    return Columns(*names.split(","))
+    return Columns(*(name.strip() for name in names.split(",")))
 
 
 def _print_pair(predictor: Predictor, premise: str, hypothesis: str, as_json: bool) -> None:

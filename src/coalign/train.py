@@ -59,12 +59,14 @@ def train(
     training: Source,
     out: Annotated[Path, typer.Option(help="A folder for checkpoints and logs.")],
     validation: Annotated[str | None, typer.Option(help="Pairs to evaluate on after each epoch.")] = None,
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "d2l",
+    preset: Annotated[str | None, typer.Option(help=f"One of {', '.join(PRESETS)}; default: d2l.")] = None,
     vectors: Annotated[
         str | None, typer.Option(help="GloVe's or word2vec's text file, plain, .gz or .zip; default: random vectors.")
     ] = None,
     columns: ColumnsOption = None,
-    labels: Annotated[str, typer.Option(help="The labels' names, in the order of their numbers.")] = ",".join(LABELS),
+    labels: Annotated[
+        str | None, typer.Option(help=f"The labels' names, in the order of their numbers; default: {','.join(LABELS)}.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
     device: DeviceOption = None,
     backend: BackendOption = None,
@@ -80,9 +82,22 @@ def train(
     given = {name: value for name, value in settings.items() if value is not None}
     try:
         with joined(place) as ranks, quiet(not ranks.first):
-            saved = _saved(out, resume, given)
-            chosen = saved.settings if saved else replace(_preset(preset), **given)
-            names = saved.labels if saved else tuple(labels.split(","))
+            named = LABELS if labels is None else tuple(name.strip() for name in labels.split(","))
+            if resume:
+                saved = _saved(out, given)
+                for option, other in (
+                    ("preset", preset is not None),
+                    ("vectors", vectors is not None),
+                    ("labels", labels is not None and named != saved.labels),
+                ):
+                    if other:
+                        raise ValueError(f"a run goes on with its own {option}; leave out --{option}")
+            elif (out / LAST).exists():
+                raise ValueError(f"{out} already holds a run: go on with --resume, or name another folder")
+            else:
+                saved = None
+            chosen = saved.settings if saved else replace(_preset(preset or "d2l"), **given)
+            names = saved.labels if saved else named
             reading = chosen.reading(_columns(columns), names)
             with ranks.first_goes_first():
                 pairs = _read(training, reading)
@@ -145,15 +160,10 @@ def evaluate(
         _print_evaluation(found)
 
 
-def _saved(out: Path, resume: bool, given: dict[str, Any]) -> Checkpoint | None:
-    """The checkpoint to go on from; None for a new run. Raises ValueError where the folder or options say otherwise."""
-    last = out / LAST
-    if not resume:
-        if last.exists():
-            raise ValueError(f"{out} already holds a run: go on with --resume, or name another folder")
-        return None
-    saved = load_checkpoint(last)
-    others = given.keys() - {"epochs"}
+def _saved(out: Path, given: dict[str, Any]) -> Checkpoint:
+    """The checkpoint to go on from. Raises ValueError where options say otherwise than it does."""
+    saved = load_checkpoint(out / LAST)
+    others = {name for name, value in given.items() if name != "epochs" and value != getattr(saved.settings, name)}
     if others:
         raise ValueError(f"a run goes on with its own settings; leave out {', '.join(sorted(others))}")
     saved.settings = replace(saved.settings, **given)
@@ -171,7 +181,7 @@ def _columns(names: str | None) -> Columns:
         return Columns()
     if names.count(",") != 2:
         raise ValueError(f"--columns takes three names with commas between, not {names!r}")
-    return Columns(*names.split(","))
+    return Columns(*(name.strip() for name in names.split(",")))
 
 
 def _read(source: str, reading: Reading) -> Corpus:
