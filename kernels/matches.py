@@ -44,8 +44,10 @@ def dual_softmax_matches(
     Raises:
         TypeError, ValueError, BackendUnavailable: as in `soft_align`.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, not {chunk}")
+    if not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f"chunk must be a whole number, at least 1, not {chunk}")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must lie between 0 and 1, not {threshold}")
     if not (isinstance(f_a, Tensor) and isinstance(f_b, Tensor)):
         raise TypeError(f"f_a and f_b must be tensors, not {type(f_a).__name__} and {type(f_b).__name__}")
     a, b, _, factor = padded_features(f_a, f_b, mask_a, mask_b, lengths_a, lengths_b, scale, None)

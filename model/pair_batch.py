@@ -142,7 +142,7 @@ class PairBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PairBatch:
         """The batch on a device; lengths stay on the host. Nothing is checked again, and no GPU is waited for."""
-        names = ("ids_a", "ids_b", "offsets_a", "offsets_b")
+        names, device = ("ids_a", "ids_b", "offsets_a", "offsets_b"), torch.device(device)  # no dtype
         return self._with({name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names})
 
     def pin_memory(self) -> PairBatch:

@@ -49,6 +49,12 @@ def same(a, b):
     ) == (b.max_length_a, b.max_length_b)
 
 
+def test_ids_stay_whole_numbers():
+    with pytest.raises(TypeError):
+        batch().to(torch.float16)
+    assert same(batch().to("cpu"), batch())
+
+
 def test_a_batch_of_lists():
     found = batch()
     assert len(found) == 5

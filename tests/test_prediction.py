@@ -185,3 +185,8 @@ def test_the_recipe_for_spark():
     assert np.array_equal(found[0]["probability"], probabilities.max(1))
     assert [*found[0]] == ["premise", "hypothesis", "label", "probability"]
     assert found[1]["label"] == []
+
+
+def test_a_predictor_of_a_path_is_loaded():
+    with pytest.raises(TypeError, match=r"made of a Checkpoint, not str; see Predictor\.load"):
+        Predictor("run")

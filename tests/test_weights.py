@@ -104,9 +104,16 @@ def test_matches_find_a_permutation_in_every_dtype(backend):
         assert (found.score > 0.5).all()
 
 
-def test_matches_refuse_an_empty_chunk():
-    with pytest.raises(ValueError, match="chunk must be at least 1, not 0"):
-        dual_softmax_matches(torch.randn(2, 3), torch.randn(2, 3), chunk=0)
+@pytest.mark.parametrize("chunk", [0, 1.5])
+def test_matches_refuse_an_empty_chunk(chunk):
+    with pytest.raises(ValueError, match=f"chunk must be a whole number, at least 1, not {chunk}"):
+        dual_softmax_matches(torch.randn(2, 3), torch.randn(2, 3), chunk=chunk)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 2, float("nan")])
+def test_matches_refuse_a_threshold_that_no_score_can_have(threshold):
+    with pytest.raises(ValueError, match=f"threshold must lie between 0 and 1, not {threshold}"):
+        dual_softmax_matches(torch.randn(2, 3), torch.randn(2, 3), threshold=threshold)
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 1), (2, 3)], ids=str)

@@ -69,12 +69,14 @@ class Predictor:
         labels: the classes' names. reader: makes batches of texts. model: the frozen one. device: where it is.
 
     Raises:
-        ValueError: a dtype in which no model can be frozen.
+        TypeError: what is no checkpoint. ValueError: a dtype in which no model can be frozen.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32, backend: str | None = None
     ) -> None:
+        if not isinstance(checkpoint, Checkpoint):
+            raise TypeError(f"a Predictor is made of a Checkpoint, not {type(checkpoint).__name__}; see Predictor.load")
         self.labels, self.reader = checkpoint.labels, PairReader(checkpoint.settings, checkpoint.vocabulary)
         model = checkpoint.build()
         model.backend = backend
