@@ -162,8 +162,7 @@ def test_wishes_that_can_not_be_granted(tmp_path, data):
         (("--device=nonesuch",), "--device nonesuch"),
         (("--out", out), "already holds a run"),
         (("--out", out, "--resume", "--dropout=0.5", "--lower"), "leave out dropout, lower"),
-        (("--out", out, "--resume", "--preset=parikh"), "leave out --preset"),
-        (("--out", out, "--resume", "--vectors=nonesuch.txt"), "leave out --vectors"),
+        (("--out", out, "--resume", "--preset=parikh"), "leave out preset"),
         (("--out", out, "--resume", "--labels=a,b,c"), "leave out --labels"),
         (("--out", data[0], *SMALL), str(data[0])),
     ):
@@ -173,7 +172,9 @@ def test_wishes_that_can_not_be_granted(tmp_path, data):
         assert not (tmp_path / "other").exists()
     assert run("evaluate", tmp_path / "other", data[1]).exit_code == 1
     same = ("--labels=entailment, contradiction, neutral", *SMALL, "--epochs=2")
-    assert run("train", data[0], "--out", out, "--resume", *same).exit_code == 0
+    again = run("train", data[0], "--out", out, "--resume", "--preset=d2l", "--vectors=nonesuch.txt", *same)
+    assert again.exit_code == 0, again.stderr
+    assert "--vectors is not read again" in again.stderr
     assert "--device" in run("evaluate", out, data[1], "--device=meta").stderr
 
 

@@ -84,14 +84,11 @@ def train(
         with joined(place) as ranks, quiet(not ranks.first):
             named = LABELS if labels is None else tuple(name.strip() for name in labels.split(","))
             if resume:
-                saved = _saved(out, given)
-                for option, other in (
-                    ("preset", preset is not None),
-                    ("vectors", vectors is not None),
-                    ("labels", labels is not None and named != saved.labels),
-                ):
-                    if other:
-                        raise ValueError(f"a run goes on with its own {option}; leave out --{option}")
+                saved = _saved(out, given, preset)
+                if labels is not None and named != saved.labels:
+                    raise ValueError(f"a run goes on with its own labels, {','.join(saved.labels)}; leave out --labels")
+                if vectors is not None:
+                    complaints.print("the vectors are the run's own: --vectors is not read again")
             elif (out / LAST).exists():
                 raise ValueError(f"{out} already holds a run: go on with --resume, or name another folder")
             else:
@@ -160,10 +157,14 @@ def evaluate(
         _print_evaluation(found)
 
 
-def _saved(out: Path, given: dict[str, Any]) -> Checkpoint:
+def _saved(out: Path, given: dict[str, Any], preset: str | None) -> Checkpoint:
     """The checkpoint to go on from. Raises ValueError where options say otherwise than it does."""
     saved = load_checkpoint(out / LAST)
-    others = {name for name, value in given.items() if name != "epochs" and value != getattr(saved.settings, name)}
+    own = vars(saved.settings)
+    others = [name for name, value in given.items() if name != "epochs" and value != own[name]]
+    named = {} if preset is None else vars(_preset(preset))
+    if any(value != own[name] for name, value in named.items() if name != "epochs" and name not in given):
+        others.append("preset")
     if others:
         raise ValueError(f"a run goes on with its own settings; leave out {', '.join(sorted(others))}")
     saved.settings = replace(saved.settings, **given)
