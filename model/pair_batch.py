@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .masks import as_mask, of_both
+from .masks import as_mask, check_mask, of_both
 
 Ids = Sequence[Sequence[int]]
 IDS = (torch.int32, torch.int64)
@@ -234,6 +234,8 @@ def _unpadded(
         raise ValueError(f"{name} must be (batch, length), not {tuple(ids.shape)}")
     if mask is None and lengths is None and padding_idx is not None:
         mask = ids != padding_idx
+    if isinstance(lengths, Tensor) and not lengths.is_cpu:
+        check_mask(side, ids, mask, lengths.cpu())  # their values too: the device is waited for in any case
     keep = as_mask(side, ids.unsqueeze(-1), mask, lengths)
     if keep is None:
         return ids.reshape(-1), torch.full((ids.shape[0],), ids.shape[1], dtype=torch.int32, device="cpu")
