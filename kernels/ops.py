@@ -101,9 +101,9 @@ def _backward(
     )
 
 
-# Absent from some future PyTorch, they leave every call to the operator, which is always right.
+# Absent from some future PyTorch, it leaves every call to the operator, which is always right.
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
-_traced = getattr(torch._C, "_get_tracing_state", torch.jit.is_tracing)
+_traced = getattr(torch._C, "_get_tracing_state", torch.jit.is_tracing)  # the latter takes six times as long
 
 
 def unobserved(arguments: tuple[Any, ...]) -> bool:

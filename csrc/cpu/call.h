@@ -103,7 +103,8 @@ class Extent {
 // Whether a side's lengths lie between 0 and `length`; or its offsets start at 0, never fall, end at `total` and span
 // `length` rows at most. Masks always fit.
 inline bool extent_fits(const Maybe& extent, bool packed, int64_t length, int64_t total) {
-  if (!extent.has_value() || extent->scalar_type() == ScalarType::Bool || extent->numel() == 0) return true;
+  if (!extent.has_value() || extent->scalar_type() == ScalarType::Bool) return true;
+  if (extent->numel() == 0) return !packed;  // lengths of no pairs; offsets are one at least
   const int64_t count = extent->numel();
   auto fits = [&](const auto* at) {
     bool good = !packed || (at[0] == 0 && at[count - 1] == total);

@@ -39,7 +39,6 @@ Words words(const Tensor& ids, const Maybe& extent) {
 
 bool fits(const Tensor& ids, const Maybe& extent) {
   const bool packed = ids.dim() == 1;
-  if (packed && (!extent.has_value() || extent->numel() == 0)) return false;
   return extent_fits(extent, packed, packed ? ids.numel() : ids.size(1), ids.numel());
 }
 

@@ -40,7 +40,7 @@ std::tuple<Tensor, int64_t> inference_scores(
   auto in_order = [](const Tensor& offsets, const Tensor& ids) {
     return extent_fits(offsets, true, ids.numel(), ids.numel());
   };
-  const bool alike = offsets_a.numel() > 0 && offsets_a.numel() == offsets_b.numel();
+  const bool alike = offsets_a.numel() == offsets_b.numel();
   if (!alike || !in_order(offsets_a, ids_a) || !in_order(offsets_b, ids_b)) return {floats({0}), kExtents};
   const int64_t tokens = ids_a.numel() + ids_b.numel(), vocabulary = embedding.size(0);
   BatchWords batch(tokens);

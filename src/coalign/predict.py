@@ -19,7 +19,7 @@ from .model.nli import Columns, JsonPairs, Predictor, Reached, predict_lines, re
 from .model.nli.prediction_shards import predict_shard
 from .model.nli.ranks import joined
 from .progress import pairs_bar
-from .terminal import BackendOption, DeviceOption, JsonOption, complaints, console, device_named, fail, quiet
+from .terminal import BackendOption, DeviceOption, JsonOption, complaints, console, device_named, fail, names_in, quiet
 
 _ERRORS = (ValueError, OSError, BackendUnavailable, RuntimeError)
 _TOLD = 20  # malformed lines that are named; the others are counted
@@ -114,7 +114,7 @@ def _columns(names: str | None) -> Columns:
         return Columns()
     if names.count(",") != 1:
         raise ValueError(f"--columns takes two names with a comma between, not {names!r}")
-    return Columns(*(name.strip() for name in names.split(",")))
+    return Columns(*names_in(names))
 
 
 def _print_pair(predictor: Predictor, premise: str, hypothesis: str, as_json: bool) -> None:

@@ -36,6 +36,11 @@ def device_named(name: str | None) -> torch.device:
     return device
 
 
+def names_in(option: str) -> tuple[str, ...]:
+    """The names that an option lists, with commas between."""
+    return tuple(name.strip() for name in option.split(","))
+
+
 @contextmanager
 def quiet(silent: bool) -> Iterator[None]:
     """Nothing is printed in the block, if silent."""

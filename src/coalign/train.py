@@ -27,7 +27,7 @@ from .model.nli.settings import PRESETS, Settings
 from .model.nli.training import LAST, Training, TrainingError
 from .model.nli.training import Progress as Reached
 from .progress import pairs_bar
-from .terminal import BackendOption, DeviceOption, JsonOption, complaints, console, device_named, fail, quiet
+from .terminal import BackendOption, DeviceOption, JsonOption, complaints, console, device_named, fail, names_in, quiet
 
 _ERRORS = (DataError, ValueError, OSError, ImportError, BackendUnavailable, TrainingError)
 
@@ -82,7 +82,7 @@ def train(
     given = {name: value for name, value in settings.items() if value is not None}
     try:
         with joined(place) as ranks, quiet(not ranks.first):
-            named = LABELS if labels is None else tuple(name.strip() for name in labels.split(","))
+            named = LABELS if labels is None else names_in(labels)
             if resume:
                 saved = _saved(out, given, preset)
                 if labels is not None and named != saved.labels:
@@ -182,7 +182,7 @@ def _columns(names: str | None) -> Columns:
         return Columns()
     if names.count(",") != 2:
         raise ValueError(f"--columns takes three names with commas between, not {names!r}")
-    return Columns(*(name.strip() for name in names.split(",")))
+    return Columns(*names_in(names))
 
 
 def _read(source: str, reading: Reading) -> Corpus:
