@@ -52,17 +52,18 @@ inline void dots_block(const E* const* x, const E* const* y, int width, Sum<E> s
   unroll<MR>([&](auto i) ALWAYS_INLINE { std::memcpy(out + i * ld, total + i * NR, sizeof(T) * NR); });
 }
 
-// Columns from `from` to `to`, NV vectors at a time; the last of them may lack some lanes.
-template <class E, int MR, int NV>
+// Columns from `from` to `to`, NV vectors at a time; of PART, the last of them may lack some lanes: a load of a part
+// costs more than a whole one even where it lacks none.
+template <class E, int MR, int NV, bool PART>
 __attribute__((noinline)) void combine_block(
     const E* const* w, int w_term, const E* const* y, int terms, int from, int to, Sum<E>* const* out, int row,
     const Fold<Sum<E>>& fold, Ahead& ahead) {
   using T = Sum<E>;
   constexpr int W = lanes<E>;
   for (std::ptrdiff_t at = from; at < to; at += NV * W) {
-    const int last = std::min(W, to - static_cast<int>(at) - (NV - 1) * W);
+    const int last = PART ? std::min(W, to - static_cast<int>(at) - (NV - 1) * W) : W;
     auto read = [&](const auto* p, auto v) ALWAYS_INLINE {
-      if constexpr (v < NV - 1) {
+      if constexpr (!PART || v < NV - 1) {
         return load(p + at + v * W);
       } else {
         return load_part(p + at + v * W, last);
@@ -73,6 +74,7 @@ __attribute__((noinline)) void combine_block(
     unroll<MR>([&](auto r) ALWAYS_INLINE { ws[r] = w[r]; });
     std::ptrdiff_t k = 0;
     for (int j = 0; j < terms; ++j, k += w_term) {
+      asm("" : "+r"(k));  // one index for all rows; a compiler that sees it moves MR pointers
       Vec<E> u[NV];
       unroll<NV>([&](auto v) ALWAYS_INLINE { u[v] = in_register<E>(read(y[j], v)); });
       unroll<MR>([&](auto r) ALWAYS_INLINE {
@@ -171,11 +173,11 @@ void combine(
     const int count = (rows - r + blocks - 1) / blocks;  // blocks of nearly one size: a row alone costs as much as four
     detail::with_constant<kBlockRows>(count, [&](auto mr) {
       if (whole > 0) {
-        detail::combine_block<E, mr, kBlockColumns>(w + r, w_term, y, terms, 0, whole, out + r, r, fold, ahead);
+        detail::combine_block<E, mr, kBlockColumns, false>(w + r, w_term, y, terms, 0, whole, out + r, r, fold, ahead);
       }
       if (whole == width) return;
       detail::with_constant<kBlockColumns>((width - whole + W - 1) / W, [&](auto nv) {
-        detail::combine_block<E, mr, nv>(w + r, w_term, y, terms, whole, width, out + r, r, fold, ahead);
+        detail::combine_block<E, mr, nv, true>(w + r, w_term, y, terms, whole, width, out + r, r, fold, ahead);
       });
     });
     r += count;
