@@ -3,8 +3,8 @@
 //   dots     out = scale x yᵀ       contracts along rows: no operand needs transposing
 //   combine  out (+)= w y           weighted sums of rows, with factors where they are added up
 //
-// `dots` holds a block of at most 4 x kDotsColumns accumulators in registers, `combine` of kBlockRows x kBlockColumns,
-// in a function of its own, for a compiler that inlines it finds other uses for the registers. Widths and terms count
+// `dots` holds a block of at most kDotsRows x kDotsColumns accumulators in registers, `combine` of kBlockRows x
+// kBlockColumns, each in a function of its own, for a compiler that inlines it finds other uses for the registers. Widths and terms count
 // elements: of pairs, `dots` takes half as many as there are numbers, and `combine` half as many rows.
 #pragma once
 
@@ -29,7 +29,7 @@ struct Fold {
 namespace detail {
 
 template <class E, int MR, int NR>
-inline void dots_block(const E* const* x, const E* const* y, int width, Sum<E> scale, Sum<E>* out, int ld) {
+__attribute__((noinline)) void dots_block(const E* const* x, const E* const* y, int width, Sum<E> scale, Sum<E>* out, int ld) {
   using T = Sum<E>;
   constexpr int W = lanes<E>, COUNT = MR * NR;
   Vec<T> acc[round_up(COUNT, W)] = {};
@@ -119,7 +119,7 @@ inline void with_constant(int n, F&& f) {
 // How often `dots` and `combine` call ahead.step().
 template <class E>
 int dots_steps(int rows, int columns) {
-  return (rows + 3) / 4 * ((columns + kDotsColumns - 1) / kDotsColumns);
+  return (rows + kDotsRows - 1) / kDotsRows * ((columns + kDotsColumns - 1) / kDotsColumns);
 }
 template <class E>
 int combine_steps(int rows, int width) {
@@ -132,9 +132,9 @@ template <class E>
 void dots(
     const E* const* x, int rows, const E* const* y, int columns, int width, Sum<E> scale, Sum<E>* out, int ld,
     Ahead& ahead) {
-  for (int i = 0; i < rows; i += 4) {
+  for (int i = 0; i < rows; i += kDotsRows) {
     for (int j = 0; j < columns; j += kDotsColumns) {
-      detail::with_constant<4>(rows - i, [&](auto mr) {
+      detail::with_constant<kDotsRows>(rows - i, [&](auto mr) {
         detail::with_constant<kDotsColumns>(columns - j, [&](auto nr) {
           detail::dots_block<E, mr, nr>(x + i, y + j, width, scale, out + i * ld + j, ld);
         });

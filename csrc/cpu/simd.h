@@ -31,13 +31,13 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-// Vectors side by side in a block of accumulators with kBlockRows rows, and accumulators side by side in one with four:
-// what 32 registers hold, or 16.
+// Vectors side by side in a block of accumulators with kBlockRows rows, and accumulators side by side in one with
+// kDotsRows: what 32 registers hold, or 16 beside what is multiplied and a mask.
 constexpr int kBlockRows = 6;
 #if defined(__AVX512F__) || defined(EMULATED_WIDE_VECTORS) || defined(__aarch64__)
-constexpr int kBlockColumns = 4, kDotsColumns = 4;
+constexpr int kBlockColumns = 4, kDotsRows = 4, kDotsColumns = 4;
 #else
-constexpr int kBlockColumns = 2, kDotsColumns = 3;
+constexpr int kBlockColumns = 2, kDotsRows = 6, kDotsColumns = 2;
 #endif
 
 template <class T>

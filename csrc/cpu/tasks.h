@@ -38,7 +38,7 @@ void for_each_pair(const Extent& a, const Extent& b, int64_t width, F&& f) {
   const int64_t pairs = a.pairs(), m = a.length(), n = b.length();
   const int64_t threads = torch::stable::get_num_threads(), blocks = (std::min(m, n) + kBlock - 1) / kBlock;
   const int64_t half = pairs < threads ? std::min((threads + pairs - 1) / std::max<int64_t>(pairs, 1), blocks) : 1;
-  const bool shared = half > 1 || (2 * pairs <= threads && m * n * width > 300000);  // some 15 µs of work
+  const bool shared = half > 1 || (2 * pairs <= threads && m * n * width > 600000);  // some 40 µs: both make e
   const int64_t parts = shared ? 2 * half : 1, tasks = pairs * parts;
   const int64_t work = (m * n / 4 + m + n) * width + 1, least = shared ? 1 : std::max<int64_t>(1, 200000 / work);
   const int64_t workers = std::min(threads, (tasks + least - 1) / least);
