@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import plain
-from .masks import are_packed, as_mask
+from .masks import are_packed, as_mask, check_offsets, check_sentences
 from .mlp import FeedForward, mlp
 from .segments import segment_sum
 
@@ -42,11 +42,29 @@ class Compare(nn.Module):
         With offsets, (pairs + 1,), the sentences are packed: A, beta (total_a, width), B, alpha (total_b, width).
 
         Raises:
-            TypeError, ValueError: masks, lengths or offsets that do not fit.
+            TypeError, ValueError: sentences, masks, lengths or offsets that do not fit.
         """
-        if are_packed(offsets_a, offsets_b, (mask_a, mask_b, lengths_a, lengths_b)):
+        packed = are_packed(offsets_a, offsets_b, (mask_a, mask_b, lengths_a, lengths_b))
+        for name, x, aligned_name, aligned in (("A", A, "beta", beta), ("B", B, "alpha", alpha)):
+            check_sentences(name, x, packed)
+            check_sentences(aligned_name, aligned, packed)
+            if x.shape[:-1] != aligned.shape[:-1]:
+                raise ValueError(
+                    f"{aligned_name} must have a row for each of {name}'s: they are {tuple(aligned.shape)} and "
+                    f"{tuple(x.shape)}"
+                )
+        if not packed and A.shape[0] != B.shape[0]:
+            raise ValueError(f"A and B must have as many sentences; they have {A.shape[0]} and {B.shape[0]}")
+        if packed:
             assert offsets_a is not None
             assert offsets_b is not None
+            check_offsets("a", offsets_a, A.shape[0])
+            check_offsets("b", offsets_b, B.shape[0])
+            if offsets_a.shape != offsets_b.shape:
+                raise ValueError(
+                    "offsets_a and offsets_b must describe the same number of pairs; they have "
+                    f"{offsets_a.shape[0]} and {offsets_b.shape[0]} entries"
+                )
             inputs = torch.cat([A, B]), torch.cat([beta, alpha])  # half the calls, forward and backward
             v = self.g(*inputs) if isinstance(self.g, FeedForward) else self.g(torch.cat(inputs, dim=-1))
             sums = segment_sum(v, torch.cat([offsets_a, offsets_b[1:].long() + offsets_a[-1]]))

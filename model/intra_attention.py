@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..kernels import soft_align
 from ..kernels.ops import unobserved
 from . import plain
-from .masks import as_mask
+from .masks import as_mask, check_offsets, check_sentences
 from .mlp import mlp
 from .segments import padded_places, sentence_of_token
 
@@ -53,13 +53,15 @@ class IntraAttention(nn.Module):
         Raises:
             TypeError, ValueError, coalign.BackendUnavailable: as `coalign.soft_align` does.
         """
+        check_sentences("A", A, packed=offsets is not None)
         if offsets is not None:
             if mask is not None or lengths is not None:
                 raise ValueError("packed sentences have no padding: give offsets, or a mask or lengths, not both")
             if max_length is None:
                 raise ValueError("packed sentences need max_length")
+            check_offsets("", offsets, A.shape[0], max_length)
             return torch.cat([A, self._packed(A, offsets, max_length).to(A.dtype)], dim=-1)
-        keep = as_mask("a", A, mask, lengths)
+        keep = as_mask("", A, mask, lengths)
         bias = self._bias(A.shape[1], A.device, mask)
         if self.backend == "reference":
             return torch.cat([A, plain.intra_attend(self.f, A, bias, keep)], dim=-1)

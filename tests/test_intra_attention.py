@@ -134,8 +134,33 @@ def test_bad_forms():
         made(A, offsets=offsets)
     with pytest.raises(ValueError, match="give offsets, or a mask or lengths, not both"):
         made(A, offsets=offsets, max_length=3, lengths=torch.tensor([3]))
-    with pytest.raises(ValueError, match=r"mask_a must be \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"mask must be \(1, 3\)"):
         made(A.unsqueeze(0), mask=torch.ones(1, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"A must be \(total, width\) when packed, not \(1, 3, "):
+        made(A.unsqueeze(0), offsets=offsets, max_length=3)
+    with pytest.raises(ValueError, match=r"A must be \(batch, length, width\), not \(3, "):
+        made(A)
+    with pytest.raises(TypeError, match="A must be a tensor, not list"):
+        made(A.tolist())
+
+
+@pytest.mark.parametrize(
+    ("offsets", "max_length", "error", "message"),
+    [
+        ([0, 3], 3, TypeError, "offsets must be an int32 tensor, not list"),
+        (torch.tensor([0, 3]), 3, TypeError, "offsets must be an int32 tensor, not torch.int64"),
+        (torch.zeros(1, 2, dtype=torch.int32), 3, ValueError, r"offsets must be \(sentences \+ 1,\), not \(1, 2\)"),
+        (torch.zeros(0, dtype=torch.int32), 3, ValueError, r"offsets must be \(sentences \+ 1,\), not \(0,\)"),
+        (torch.tensor([0, 2], dtype=torch.int32), 3, ValueError, "and end at 3, the number of tokens; .* an end of 2"),
+        (torch.tensor([1, 3], dtype=torch.int32), 3, ValueError, "must start at 0, .* found a start of 1"),
+        (torch.tensor([0, 4, 3], dtype=torch.int32), 4, ValueError, "never fall, .* a smallest step of -1"),
+        (torch.tensor([0, 3], dtype=torch.int32), 2, ValueError, "max_length must be 3 or more, .* not 2"),
+        (torch.tensor([0, 3], dtype=torch.int32), 3.0, TypeError, "max_length must be an int, not float"),
+    ],
+)
+def test_bad_offsets(offsets, max_length, error, message):
+    with pytest.raises(error, match=message):
+        layer()(torch.randn(3, WIDTH), offsets=offsets, max_length=max_length)
 
 
 def model(route=None, **options):

@@ -224,8 +224,21 @@ def test_offsets_that_end_early_do_not_mix_the_sides(side):
     A, B = (torch.randn(len(ids), EMBED) for ids in (packed.ids_a, packed.ids_b))
     offsets = {f"offsets_{s}": getattr(packed, f"offsets_{s}").clone() for s in "ab"}
     offsets[f"offsets_{side}"][-1] -= 1
-    with pytest.raises(RuntimeError, match="size"):
+    with pytest.raises(ValueError, match=rf"offsets_{side} must start at 0, never fall, and end at"):
         Compare(2 * EMBED, HIDDEN)(A, B, A, B, **offsets)
+
+
+def test_compare_refuses_what_does_not_belong_together():
+    compare, A, B = Compare(2 * EMBED, HIDDEN), torch.randn(2, 3, EMBED), torch.randn(3, 4, EMBED)
+    with pytest.raises(ValueError, match="A and B must have as many sentences; they have 2 and 3"):
+        compare(A, B, A, B)
+    with pytest.raises(ValueError, match="beta must have a row for each of A's: they are"):
+        compare(A, B[:2], A[:, :2], B[:2])
+    with pytest.raises(ValueError, match=r"alpha must be \(batch, length, width\), not \(4, "):
+        compare(A, B[:2], A, B[0])
+    one, two = torch.tensor([0, 3], dtype=torch.int32), torch.tensor([0, 1, 4], dtype=torch.int32)
+    with pytest.raises(ValueError, match="the same number of pairs; they have 2 and 3 entries"):
+        compare(A[0], B[0], A[0], B[0], offsets_a=one, offsets_b=two)
 
 
 def test_the_same_bits_again():
