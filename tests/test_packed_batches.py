@@ -115,9 +115,11 @@ def test_words_spelled_like_the_reserved_ones(tmp_path):
         ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"batch_size": 2, "max_tokens": 0}, "max_tokens must be 1 or more"),
         ({"batch_size": 2, "bucketed": True, "shuffle": False}, "they need shuffle=True"),
+        ({"batch_size": 2.5}, "batch_size must be an int, not float"),
+        ({"batch_size": 2, "max_tokens": 9.0}, "max_tokens must be an int, not float"),
     ],
 )
 def test_bad_batch_options(tmp_path, options, message):
     corpus = corpus_of(tmp_path)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         PackedBatches(corpus, corpus.vocabulary(), **options)

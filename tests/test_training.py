@@ -315,12 +315,28 @@ def test_what_can_not_be_resumed(tmp_path, corpora):
         ({"epochs": 0}, "epochs must be 1 or more"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"learning_rate": float("inf")}, "learning_rate must be positive and finite, not inf"),
         ({"max_tokens": -1}, "max_tokens must be 0 or more"),
     ],
 )
 def test_bad_settings(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 1.5}, "epochs must be of type int, not float"),
+        ({"batch_size": True}, "batch_size must be of type int, not bool"),
+        ({"dropout": "0.2"}, "dropout must be of type float, not str"),
+        ({"lower": 1}, "lower must be of type bool, not int"),
+    ],
+)
+def test_settings_of_other_types(changes, message):
+    with pytest.raises(TypeError, match=message):
+        replace(SMALL, **changes)
+    assert replace(SMALL, dropout=0, learning_rate=1).dropout == 0
 
 
 def test_vectors_must_fit():

@@ -45,6 +45,7 @@ class PackedBatches:
         first_token: an id that is put before each sentence (Parikh et al.'s NULL). None: nothing is.
 
     Raises:
+        TypeError: batch_size or max_tokens is no int.
         ValueError: batch_size or max_tokens is not positive, or bucketed without shuffle.
     """
 
@@ -60,10 +61,13 @@ class PackedBatches:
         max_tokens: int | None = None,
         first_token: int | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens must be 1 or more, not {max_tokens}")
+        for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
+            if value is None and name == "max_tokens":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, not {value}")
         if bucketed and not shuffle:
             raise ValueError("bucketed batches have no fixed order: they need shuffle=True")
         self.corpus, self.batch_size, self.seed = corpus, batch_size, seed

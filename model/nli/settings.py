@@ -27,6 +27,7 @@ class Settings:
     """Every choice of a training run; the defaults are d2l's. The command line has an option for each.
 
     Raises:
+        TypeError: naming a setting that is not of its default's type; whole numbers serve as floats.
         ValueError: naming a setting that is none of its choices or is out of range.
     """
 
@@ -53,7 +54,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for own in fields(self):
-            value, choices = getattr(self, own.name), own.metadata["choices"]
+            value, choices, kind = getattr(self, own.name), own.metadata["choices"], type(own.default)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise TypeError(f"{own.name} must be of type {kind.__name__}, not {type(value).__name__}")
             if choices and value not in choices:
                 raise ValueError(f"{own.name} must be one of {', '.join(choices)}, not {value!r}")
         for name in ("embed_size", "num_hiddens", "batch_size", "epochs", "min_freq"):
@@ -64,8 +67,8 @@ class Settings:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate must be positive and finite, not {self.learning_rate}")
 
     def reading(self, columns: Columns | None = None, labels: tuple[str, ...] = LABELS) -> Reading:
         """How these settings have a file read."""
