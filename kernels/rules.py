@@ -16,8 +16,16 @@ def check_scale(scale: float | Tensor) -> None:
         return
     if not isinstance(scale, (int, float)):
         raise TypeError(f"scale must be a number or a tensor, not {type(scale).__name__}")
-    if not math.isfinite(scale):
+    if not _finite(scale):
         raise ValueError(f"scale must be finite, not {scale}")
+
+
+def _finite(number: float) -> bool:
+    """Whether a number is finite as a float, too: an int may be larger than any."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
 
 
 # fmt: off
@@ -33,7 +41,7 @@ def make_rule(
             raise TypeError(f"clamp must be a number or None, not {type(clamp).__name__}")
         if not clamp > 0:
             raise ValueError(f"clamp must be above 0, not {clamp}")
-        clamp = float(clamp) if math.isfinite(clamp) else None
+        clamp = float(clamp) if _finite(clamp) else None
     shares = dropout if isinstance(dropout, tuple) else (dropout, dropout)
     if len(shares) != 2 or any(not isinstance(p, (int, float)) or isinstance(p, bool) for p in shares):
         raise TypeError(f"dropout must be a number or two of them, (of β's weights, of α's), not {dropout!r}")

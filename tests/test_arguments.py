@@ -44,6 +44,7 @@ OPERANDS = [
     ({"scale": "1"}, TypeError, "scale must be a number or a tensor, not str"),
     ({"scale": float("nan")}, ValueError, "scale must be finite, not nan"),
     ({"scale": float("-inf")}, ValueError, "scale must be finite, not -inf"),
+    ({"scale": 10**400}, ValueError, "scale must be finite, not 10"),
     ({"backend": "cuda"}, ValueError, "backend='cuda' is no backend; choose from"),
 ]
 PADDED_ONLY = [
