@@ -4,9 +4,9 @@
 compiled or exported graph holds one node a pass, and the backend is chosen when that node runs. An operand's
 `extent` says which rows are tokens (see `Side`).
 
-The gradient is an autograd.Function around the plain operators and not torch.library's register_autograd,
-because a call through it costs the caller a quarter of the time: see CONTRIBUTING.md. Calling the plain
-operators on tensors that require grad therefore records no gradient; `soft_align` is the way in.
+The gradient of an eager call is an autograd.Function around the plain operators, because a call through
+torch.library's register_autograd costs the caller a quarter of the time: see CONTRIBUTING.md. The operator has that
+one too, for programs that hold it without `soft_align` around it: exported and traced ones.
 """
 
 from __future__ import annotations
@@ -52,22 +52,26 @@ def align(
 
     Sides are 3-d or 4-d when padded and 2-d when packed; bias is None or broadcasts to (*batch, m, n).
     """
-    if not torch.compiler.is_compiling():
-        transforming = transforms.transforming()
-        if transforms.forward_mode() or (transforming and rule.seed is not None):
+    transforming, operands = transforms.transforming(), flat(a, b, bias, rule, backend)
+    if torch.compiler.is_compiling():
+        if transforming or transforms.forward_mode():
             return _by_reference(a, b, bias, rule, backend)
-        if transforming:
-            return Alignment(*_Transformed.apply(*flat(a, b, bias, rule, backend)))
-    if torch.is_grad_enabled() and (
-        a.f.requires_grad
-        or b.f.requires_grad
-        or a.x.requires_grad
-        or b.x.requires_grad
-        or (bias is not None and bias.requires_grad)
-    ):
-        operands = flat(a, b, bias, rule, backend)
-        return Alignment(*_SoftAlign.apply(*(_apart(operands) if torch.compiler.is_compiling() else operands)))
+        # Not asking requires_grad, for what a tensor says of it while it is traced may be no longer, or not yet, so.
+        # An exported program would hold what is inside a Function under no_grad: it takes the operator's own gradient.
+        recorded = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        return Alignment(*_SoftAlign.apply(*_apart(operands))) if recorded else _forward(a, b, bias, rule, backend)
+    if transforms.forward_mode() or (transforming and rule.seed is not None):
+        return _by_reference(a, b, bias, rule, backend)
+    if transforming:
+        return Alignment(*_Transformed.apply(*operands))
+    if records() and any(t is not None and t.requires_grad for t in (a.f, b.f, a.x, b.x, bias)):
+        return Alignment(*_SoftAlign.apply(*operands))
     return _forward(a, b, bias, rule, backend)
+
+
+def records() -> bool:
+    """Whether an eager call is recorded, to be taken back."""
+    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
 def _apart(operands: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -145,7 +149,7 @@ def gradient(
     dbeta, dalpha, dlse_a, dlse_b = grads
     dbeta = torch.zeros_like(outputs.beta) if dbeta is None else dbeta
     dalpha = torch.zeros_like(outputs.alpha) if dalpha is None else dalpha
-    arrived = AlignmentGrads(dbeta, dalpha, dlse_a, dlse_b)
+    arrived = AlignmentGrads(dbeta, dalpha, _of_aligned(dlse_a, outputs.lse_a), _of_aligned(dlse_b, outputs.lse_b))
     if torch.is_grad_enabled():  # create_graph=True: the gradient needs a gradient of its own
         return _differentiable_backward(operands, arrived, needed)
     bias = operands[6]
@@ -157,6 +161,11 @@ def gradient(
         found = _backward(*sides(*operands), outputs, arrived, bias_grad)
     dbias = _summed(found.bias, bias) if bias_grad and found.bias is not None else None
     return found.f_a, found.f_b, found.a, found.b, None, None, dbias, *(None,) * 8
+
+
+def _of_aligned(grad: Tensor | None, lse: Tensor) -> Tensor | None:
+    """What arrives for LSEs, 0 where there was nothing to align with: NaN there is no other's."""
+    return None if grad is None else grad.masked_fill(lse == -torch.inf, 0)
 
 
 def _summed(whole: Tensor, bias: Tensor) -> Tensor:
@@ -175,15 +184,15 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:TENSORS], *output)
-        ctx.rest = inputs[TENSORS:]
+        _keep_for_backward(ctx, inputs, output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
         a, b, bias, rule, _ = sides(*saved[:TENSORS], *ctx.rest)
-        arguments = bias, rule, Alignment(*saved[TENSORS:]), AlignmentGrads(*grads), bias is not None
-        found = reference.backward(a, b, *arguments)
+        outputs, (dbeta, dalpha, dlse_a, dlse_b) = Alignment(*saved[TENSORS:]), grads
+        arrived = AlignmentGrads(dbeta, dalpha, _of_aligned(dlse_a, outputs.lse_a), _of_aligned(dlse_b, outputs.lse_b))
+        found = reference.backward(a, b, bias, rule, outputs, arrived, bias is not None)
         dbias = None if bias is None or found.bias is None else found.bias.sum_to_size(bias.shape).to(bias.dtype)
         return found.f_a, found.f_b, found.a, found.b, None, None, dbias, *(None,) * 8
 
@@ -195,7 +204,7 @@ class _Transformed(torch.autograd.Function):
 def _by_reference(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: str | None) -> Alignment:
     """What PyTorch itself can transform in any way. Under torch.func lengths and offsets have no values to look at."""
     dispatch.requested(backend)
-    if not transforms.transforming():
+    if not transforms.transforming() and not torch.compiler.is_compiling():
         _check_extents(a, b)
     if _nothing_to_align(a, b):
         with torch.no_grad():
@@ -221,7 +230,9 @@ def _differentiable_backward(
     a, b, bias, rule, _ = sides(*operands)
     outputs = reference.forward(a, b, bias, rule)
     inputs = [t for t, n in zip(operands, needed, strict=True) if n]
-    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
+    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
+    if not pairs:
+        return (None,) * len(operands)
     found = iter(
         torch.autograd.grad([o for o, _ in pairs], inputs, [g for _, g in pairs], create_graph=True, allow_unused=True)
     )
@@ -279,6 +290,11 @@ def _registered_backward(*arguments: Any) -> tuple[Tensor, ...]:
     operands, saved, grads = given[:OPERANDS], given[OPERANDS:-4], given[-4:]
     *found, dbias = _soft_align_backward(*sides(*operands), Alignment(*saved), AlignmentGrads(*grads), bias_grad)
     return *found, operands[0].new_empty(0) if dbias is None else dbias
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:TENSORS], *output)
+    ctx.rest = inputs[TENSORS:]
 
 
 def _fake_soft_align(*operands: Any) -> tuple[Tensor, ...]:
@@ -347,6 +363,9 @@ _library.impl("soft_align", _registered, "CompositeExplicitAutograd")
 _library.impl("soft_align_backward", _registered_backward, "CompositeExplicitAutograd")
 torch.library.register_vmap(
     f"{NAMESPACE}::soft_align", partial(transforms.fold, soft_align_operator), lib=_library
+)
+torch.library.register_autograd(
+    f"{NAMESPACE}::soft_align", _SoftAlign.backward, setup_context=_keep_for_backward, lib=_library
 )
 torch.library.register_fake(f"{NAMESPACE}::soft_align", _fake_soft_align, lib=_library)
 torch.library.register_fake(f"{NAMESPACE}::soft_align_backward", _fake_soft_align_backward, lib=_library)

@@ -118,7 +118,7 @@ def _is_extent(t: object, dtypes: tuple[torch.dtype, ...], count: int) -> bool:
 def _served(backend: Any, operands: tuple[Tensor, ...], extents: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
     f_a, f_b, a, b = operands
     found: tuple[Tensor, Tensor] | None
-    if torch.is_grad_enabled() and (f_a.requires_grad or f_b.requires_grad or a.requires_grad or b.requires_grad):
+    if ops.records() and (f_a.requires_grad or f_b.requires_grad or a.requires_grad or b.requires_grad):
         try:
             found = _Plain.apply(backend, extents, *operands)
         except _Unfit:

@@ -21,7 +21,9 @@ def check_scale(scale: float | Tensor) -> None:
 
 
 def _finite(number: float) -> bool:
-    """Whether a number is finite as a float, too: an int may be larger than any."""
+    """Whether a number is finite as a float, too: an int may be larger than any. A compiler's symbol is taken to be."""
+    if torch.compiler.is_compiling():
+        return True
     try:
         return math.isfinite(number)
     except OverflowError:

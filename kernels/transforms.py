@@ -23,7 +23,7 @@ _interpreter = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_
 
 def transforming() -> bool:
     """Whether a torch.func transform is at work."""
-    return _interpreter() is not None
+    return not isinstance(_interpreter(), type(None))  # compilers take what comes to be an object, and no `is None`
 
 
 def batched(tensors: Iterable[Tensor | None]) -> bool:

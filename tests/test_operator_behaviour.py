@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
@@ -270,3 +271,79 @@ def test_float64(case, backend):
         found = run(operands, backend.name)
         assert found["lse_a"].dtype == torch.float64
         assert_accurate(found, operands)
+
+
+@pytest.mark.parametrize("true", [2, 128, 255])
+def test_masks_of_any_bytes(true, backend):
+    """PyTorch takes every byte but 0 for true; masks that come from elsewhere without a copy hold such bytes."""
+    inputs = [torch.randn(2, rows, w, device=backend.device) for rows, w in ((40, 8), (9, 8), (40, 3), (9, 6))]
+    mask = torch.rand(2, 40, device=backend.device) < 0.7
+    bytes_ = (mask.to(torch.uint8) * true).view(torch.bool)
+    found, expected = (soft_align(*inputs, mask_a=m, backend=backend.name) for m in (bytes_, mask))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("which", ["a", "b"])
+def test_second_gradients_of_values_alone(which, backend):
+    """Of frozen features: neither the LSEs nor the other side's output depend on the values."""
+    leaves = {name: torch.randn(2, 3, 4, device=backend.device) for name in ("f_a", "f_b", "a", "b")}
+    leaves[which].requires_grad_()
+    found = soft_align(**leaves, return_lse=True, backend=backend.name)
+    loss = found.beta.square().sum() + found.alpha.square().sum() + found.lse_a.sum()
+    (first,) = torch.autograd.grad(loss, leaves[which], create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), leaves[which])
+    assert second.norm() > 0
+    lse_a = soft_align(**leaves, return_lse=True, backend=backend.name).lse_a
+    (none,) = torch.autograd.grad(lse_a.sum(), leaves[which], create_graph=True, allow_unused=True)
+    assert none is None or not none.any()
+
+
+@pytest.mark.parametrize("extents", [{}, {"lengths_a": torch.tensor([90, 50])}], ids=["full", "lengths"])
+def test_saved_tensors_that_come_back_otherwise_laid_out(extents, backend):
+    inputs = [torch.randn(2, rows, w, device=backend.device) for rows, w in ((100, 8), (9, 8), (100, 3), (9, 6))]
+    extents = {name: t.to(backend.device) for name, t in extents.items()}
+
+    def gradients():
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        found = soft_align(*leaves, **extents, backend=None if backend.name == "native" else backend.name)
+        return torch.autograd.grad(found.beta.sin().sum() + found.alpha.sin().sum(), leaves)
+
+    def pack(t):
+        return t.mT.contiguous() if t.ndim > 1 else torch.stack([t, t + 1], 1).reshape(-1, 2, 1, 1)
+
+    expected = gradients()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t.mT if t.ndim < 4 else t[:, 0, 0, 0]):
+        found = gradients()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", [None, "native"])
+def test_lengths_that_changed_unseen(name):
+    """NumPy's writes raise no version counter; what no longer fits must not be read."""
+    numbers = np.array([3, 5])
+    leaves = [torch.randn(2, 5, 4, requires_grad=True) for _ in range(4)]
+    for _ in range(2):  # the second call goes the short way
+        numbers[:] = 3, 5
+        found = soft_align(*leaves, lengths_a=torch.from_numpy(numbers), backend=name)
+        numbers[:] = 4000, 500000
+        with pytest.raises(RuntimeError, match="lengths or offsets were changed after the forward pass"):
+            found.beta.sum().backward()
+
+
+def test_inference_mode_records_nothing(backend):
+    leaves = [torch.randn(2, 5, 4, device=backend.device, requires_grad=True) for _ in range(4)]
+    with torch.inference_mode(), torch.enable_grad():
+        for name in (backend.name, None):
+            for _ in range(2):
+                assert not soft_align(*leaves, backend=name).beta.requires_grad
+
+
+def test_a_gradient_of_what_was_not_aligned_is_no_others(backend):
+    """A token with nothing to align with has -inf for its LSE: of NaN that arrives there nothing may be left."""
+    leaves = [torch.randn(2, 5, 4, device=backend.device, requires_grad=True) for _ in range(4)]
+    lengths = torch.tensor([0, 2], device=backend.device)
+    found = soft_align(*leaves, lengths_b=lengths, return_lse=True, backend=backend.name)
+    torch.where(found.lse_a > -1e9, found.lse_a.square(), 0.0).sum().backward()
+    assert all(leaf.grad is None or leaf.grad.isfinite().all() for leaf in leaves)
+    assert leaves[0].grad.norm() > 0

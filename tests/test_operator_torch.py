@@ -226,3 +226,60 @@ def test_dispatch_modes_see_the_operator(backend):
     assert torch.ops.coalign.soft_align_backward.default in seen
     for a, b in zip(plain, watched, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("option", ["scale", "clamp"])
+def test_compile_with_numbers_that_change(option):
+    torch._dynamo.reset()
+    inputs = [torch.randn(2, rows, w) for rows, w in ((5, 8), (4, 8), (5, 3), (4, 6))]
+    compiled = torch.compile(lambda value: soft_align(*inputs, **{option: value}).beta, fullgraph=True, backend="eager")
+    for value in (0.5, 0.75, 1.0, 2.0):
+        assert torch.equal(compiled(value), soft_align(*inputs, **{option: value}).beta)
+
+
+def test_compile_a_view_of_what_is_written_later():
+    """It requires no gradient where the view is made, and does where it is aligned."""
+    torch._dynamo.reset()
+    x, f_b, a, b = [torch.randn(2, rows, w) for rows, w in ((5, 8), (4, 8), (5, 3), (4, 6))]
+    weight = torch.randn(8, 8, requires_grad=True)
+
+    def call():
+        room = torch.zeros(2, 5, 8)
+        view = room.view(2, 5, 8)
+        room.copy_(x @ weight)
+        return soft_align(view, f_b, a, b).beta.square().sum()
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    (found,), (expected,) = (torch.autograd.grad(c(), weight) for c in (compiled, call))
+    assert expected.norm() > 0
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("made", ["exported", "exported strictly", "traced without gradients"])
+def test_programs_train(made, backend):
+    """They hold the operator with no soft_align around it."""
+    module, inputs = module_and_inputs(backend)
+    if made.startswith("exported"):
+        program = torch.export.export(module, tuple(inputs), strict=made == "exported strictly").module()
+    else:
+        with torch.no_grad():
+            program = torch.jit.trace(module, tuple(inputs))
+    results = []
+    for call in (program, module):
+        loss = sum(o.square().sum() for o in call(*inputs)[:2])
+        named = dict(call.named_parameters())
+        results.append(torch.autograd.grad(loss, [named[name] for name in sorted(named)]))
+    for found, expected in zip(*results, strict=True):
+        assert expected.norm() > 0
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_plain_operator_has_a_gradient():
+    inputs = [torch.randn(2, rows, w, requires_grad=True) for rows, w in ((5, 8), (4, 8), (5, 3), (4, 6))]
+    rest = (None, None, None, None, 5, 4, 1.0, None, 0.0, 0.0, None)
+    results = []
+    for outputs in (torch.ops.coalign.soft_align(*inputs, *rest), soft_align(*inputs)):
+        loss = outputs[0].sin().sum() + outputs[1].cos().sum()
+        results.append(torch.autograd.grad(loss, inputs))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)

@@ -175,3 +175,24 @@ def test_forward_mode_of_nothing():
     f, x = torch.randn(2, 0, 3), torch.randn(2, 4, 3)
     outputs, tangents = jvp(lambda f, x: tuple(soft_align(f, x, f, x)), (f, x), (f, x))
     assert all(t.shape == o.shape and not t.any() for t, o in zip(tangents, outputs, strict=True))
+
+
+COMPILED = {
+    "grad": lambda f: grad(lambda t: f(t).sin().sum()),
+    "jacrev": lambda f: jacrev(lambda t: f(t).sum((0, 1))),
+    "jvp": lambda f: lambda t: jvp(f, (t,), (t.cos(),))[1],
+    "jacfwd": lambda f: jacfwd(lambda t: f(t).sum((0, 1))),
+    "grad of grad": lambda f: grad(lambda t: grad(lambda u: f(u).sin().sum())(t).cos().sum()),
+    "grad of vmap": lambda f: grad(lambda t: vmap(f)(t.unsqueeze(0)).sin().sum()),
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_transforms_inside_a_compiled_function(name):
+    """What a tensor under a transform says of requires_grad while it is traced is not so: derivatives were 0."""
+    f_a, f_b, a, b = pair()[:4]
+    derived = COMPILED[name](lambda t: soft_align(t, f_b, a, b).beta)
+    torch._dynamo.reset()
+    found, expected = torch.compile(derived, fullgraph=True, backend="eager")(f_a), derived(f_a)
+    assert expected.norm() > 0
+    torch.testing.assert_close(found, expected)

@@ -68,10 +68,10 @@ class Extent {
   int tokens(int64_t pair, int* index) const {
     int count = 0;
     if (kind_ == Kind::mask) {
-      const bool* mask = static_cast<const bool*>(data_) + pair * length_;
+      const uint8_t* mask = static_cast<const uint8_t*>(data_) + pair * length_;  // any byte but 0 is true
       for (int i = 0; i < length_; ++i) {
         index[count] = i;
-        count += mask[i];
+        count += mask[i] != 0;
       }
       return count;
     }

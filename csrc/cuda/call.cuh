@@ -30,7 +30,7 @@ struct Extent {
     return kind == 2 ? within(number(pair), length) : stored(pair);
   }
   GPU_INLINE bool token(int64_t pair, int row) const {
-    return row < end(pair) && (kind != 1 || static_cast<const bool*>(data)[pair * length + row]);
+    return row < end(pair) && (kind != 1 || static_cast<const uint8_t*>(data)[pair * length + row] != 0);
   }
 };
 
