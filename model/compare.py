@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from . import plain
 from .masks import are_packed, as_mask, check_offsets, check_sentences
-from .mlp import FeedForward, mlp
+from .mlp import FeedForward, are_hooked, mlp
 from .segments import segment_sum
 
 
@@ -66,7 +66,8 @@ class Compare(nn.Module):
                     f"{offsets_a.shape[0]} and {offsets_b.shape[0]} entries"
                 )
             inputs = torch.cat([A, B]), torch.cat([beta, alpha])  # half the calls, forward and backward
-            v = self.g(*inputs) if isinstance(self.g, FeedForward) else self.g(torch.cat(inputs, dim=-1))
+            apart = type(self.g) is FeedForward and not are_hooked(self.g)  # who looks at g's input expects one tensor
+            v = self.g(*inputs) if apart else self.g(torch.cat(inputs, dim=-1))
             sums = segment_sum(v, torch.cat([offsets_a, offsets_b[1:].long() + offsets_a[-1]]))
             V_A, V_B = sums.split([offsets_a.shape[0] - 1, offsets_b.shape[0] - 1])
             return V_A, V_B

@@ -75,6 +75,7 @@ class DecomposableAttention(nn.Module):
                 raise ValueError(f"{name} must be {meaning} = {expected}, not {given}; or use from_sizes")
         if padding_idx is not None and not 0 <= padding_idx < len(vocab):
             raise ValueError(f"padding_idx must lie between 0 and {len(vocab) - 1}, not {padding_idx}")
+        self.padding_idx = padding_idx  # here too, for the embedding may be exchanged
         self.embedding = nn.Embedding(len(vocab), embed_size, padding_idx=padding_idx)
         self.projection = None if projection_size is None else nn.Linear(embed_size, projection_size, bias=False)
         self.intra_attention = (
@@ -173,6 +174,7 @@ class DecomposableAttention(nn.Module):
             and premises.device.type == "cpu"
             and any(t is not None for t in extents.values())
             and not self._is_observed(premises)
+            and not self.embedding.scale_grad_by_freq  # of padding too
         )
 
     def _is_observed(self, ids: Tensor) -> bool:
@@ -197,10 +199,12 @@ class DecomposableAttention(nn.Module):
             scores = inference.scores(self, X)
             if scores is not None:
                 return scores
-        check_ids("premises", X.ids_a, len(self.embedding.weight), ndim=1)
-        check_ids("hypotheses", X.ids_b, len(self.embedding.weight), ndim=1)
-        # one look-up for both sides: its gradient is as large as the vocabulary, and so not made twice and added
-        words = self._vectors(torch.cat([X.ids_a, X.ids_b]), None)
+        check_ids("premises", X.ids_a, self._words(), ndim=1)
+        check_ids("hypotheses", X.ids_b, self._words(), ndim=1)
+        if getattr(self.embedding, "scale_grad_by_freq", False):  # how often a word is there counts a side at a time
+            words = torch.cat([self._vectors(X.ids_a, None), self._vectors(X.ids_b, None)])
+        else:  # one look-up for both: its gradient is as large as the vocabulary, and so not made twice and added
+            words = self._vectors(torch.cat([X.ids_a, X.ids_b]), None)
         if autocast.enabled(words.device.type) and words.dtype == torch.float32:
             words = words.to(torch.get_autocast_dtype(words.device.type))  # once, for all that would each do it
         A, B = words.split([X.ids_a.shape[0], X.ids_b.shape[0]])
@@ -245,11 +249,15 @@ class DecomposableAttention(nn.Module):
         return self.attend.weights(A, B, **extents)
 
     def compared(
-        self, X: tuple[Tensor, Tensor], *, masks: Pair | None = None, lengths: Pair | None = None
+        self, X: tuple[Tensor, Tensor] | PairBatch, *, masks: Pair | None = None, lengths: Pair | None = None
     ) -> tuple[Tensor, Tensor]:
         """What `Aggregate` is given the sums of, to look at: v_a (batch, m, num_hiddens) and v_b (batch, n,
         num_hiddens), g of each word and what is aligned to it (Parikh et al. 2016, equation 3); 0 for padding.
+
+        A `PairBatch` is padded for it, as in `alignment`.
         """
+        if isinstance(X, PairBatch):
+            lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
         premises, hypotheses, extents = self._checked(X, masks, lengths)
         A, B = self._embed(premises, hypotheses, extents)
         beta, alpha = self.attend(A, B, **extents)
@@ -262,7 +270,12 @@ class DecomposableAttention(nn.Module):
         self, X: tuple[Tensor, Tensor], masks: Pair | None, lengths: Pair | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
         """Padded ids, and what says which of them are tokens."""
-        return padded_pair(X, masks, lengths, self.embedding.padding_idx, len(self.embedding.weight))
+        return padded_pair(X, masks, lengths, self.padding_idx, self._words())
+
+    def _words(self) -> int | None:
+        """How many words the embedding has, where it says so."""
+        weight = getattr(self.embedding, "weight", None)
+        return weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 2 else None
 
     def _embed(self, premises: Tensor, hypotheses: Tensor, extents: dict[str, Tensor | None]) -> tuple[Tensor, Tensor]:
         """The words' vectors on both sides, with what each aligns to in its own sentence where the model does that."""

@@ -78,7 +78,7 @@ class FrozenDecomposableAttention(nn.Module):
             for name, linear in zip(LAYERS, _later_layers(model), strict=True):
                 state[f"{name}_weight"] = linear.weight.to(dtype, copy=True)
                 state[f"{name}_bias"] = linear.bias.to(torch.float32, copy=True)
-        self._set_up(state, model.embedding.padding_idx, model.backend)
+        self._set_up(state, model.padding_idx, model.backend)
 
     def _set_up(self, state: Mapping[str, Tensor], padding_idx: int | None, backend: str | None) -> None:
         for name, t in state.items():
@@ -215,7 +215,7 @@ class FrozenDecomposableAttention(nn.Module):
         buffers = [t for t in self._buffers.values() if t is not None]  # the module's own walk takes 10 µs
         if any(t.is_inference() for t in buffers):  # made in inference mode, they change without a sign
             return derive()
-        versions = [derive.__qualname__, *(t._version for t in buffers)]
+        versions = [derive.__qualname__, *((t._version, t.data_ptr()) for t in buffers)]
         kept, same, found = self._kept
         if same != versions or any(t is not k for t, k in zip(buffers, kept, strict=True)):
             found = derive()

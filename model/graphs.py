@@ -137,7 +137,7 @@ class GraphedTraining:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(labels.device.type, self.autocast, enabled=self.autocast is not None):
             scores = self.model(batch)
-        loss = self.loss(scores.float(), labels)
+        loss = self.loss(scores if scores.dtype == torch.float64 else scores.float(), labels)
         loss.backward()
         if update:
             self.optimizer.step()

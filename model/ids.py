@@ -11,10 +11,10 @@ from .masks import of_both
 Pair = tuple[Tensor | None, Tensor | None]
 
 
-def check_ids(name: str, ids: object, vocabulary: int, *, ndim: int = 2, values: bool = True) -> None:
+def check_ids(name: str, ids: object, vocabulary: int | None, *, ndim: int = 2, values: bool = True) -> None:
     """Hold ids against what they must be: integers, ndim dimensions, and on the CPU inside the vocabulary.
 
-    values: whether the ids themselves are looked at.
+    vocabulary: how many words there are, where that is known. values: whether the ids themselves are looked at.
 
     Raises:
         TypeError, ValueError, IndexError: naming the side and what was found.
@@ -25,7 +25,7 @@ def check_ids(name: str, ids: object, vocabulary: int, *, ndim: int = 2, values:
         raise TypeError(f"{name} must be int32 or int64 token ids, not {ids.dtype}")
     if ids.ndim != ndim:
         raise ValueError(f"{name} must be (batch, length), not {tuple(ids.shape)}")
-    if not values or not unobserved((ids,)) or ids.device.type != "cpu" or ids.numel() == 0:
+    if not values or vocabulary is None or not unobserved((ids,)) or ids.device.type != "cpu" or ids.numel() == 0:
         return  # a tracer's or a transform's ids have no values
     least, most = (int(v) for v in ids.aminmax())
     if least < 0 or most >= vocabulary:
@@ -37,7 +37,7 @@ def padded_pair(
     masks: Pair | None,
     lengths: Pair | None,
     padding_idx: int | None,
-    vocabulary: int,
+    vocabulary: int | None,
     *,
     values: bool = True,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
@@ -45,7 +45,11 @@ def padded_pair(
 
     Without any mask or lengths, what is not padding_idx is a token.
     """
-    premises, hypotheses = X
+    try:
+        premises, hypotheses = X
+    except (TypeError, ValueError):
+        what = f"{len(X)} of them" if isinstance(X, (tuple, list)) else type(X).__name__
+        raise TypeError(f"the model takes a PairBatch or a pair, premises and hypotheses, not {what}") from None
     check_ids("premises", premises, vocabulary, values=values)
     check_ids("hypotheses", hypotheses, vocabulary, values=values)
     if premises.shape[0] != hypotheses.shape[0]:

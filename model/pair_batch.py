@@ -216,8 +216,11 @@ def _offsets(lengths: Tensor) -> Tensor:
 
 def _joined(name: str, sentences: Ids) -> tuple[Tensor, Tensor]:
     """All ids of lists one after another, int64, and the lists' lengths."""
-    lengths = np.fromiter(map(len, sentences), dtype=np.int32, count=len(sentences))
-    ids = np.array(list(chain.from_iterable(sentences)), dtype=None if lengths.any() else np.int64)
+    try:
+        lengths = np.fromiter(map(len, sentences), dtype=np.int32, count=len(sentences))
+        ids = np.array(list(chain.from_iterable(sentences)), dtype=None if lengths.any() else np.int64)
+    except (TypeError, ValueError) as error:  # ids where lists should be; lists where ids should be
+        raise TypeError(f"{name} must be lists of integer token ids: {error}") from None
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or (ids.dtype == np.uint64 and (ids > np.iinfo(np.int64).max).any()):
         raise TypeError(
             f"{name} must be lists of integer token ids; found {ids.dtype} in {max(ids.ndim, 1)} dimensions"

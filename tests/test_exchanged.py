@@ -218,3 +218,58 @@ def test_gradients_of_each_pair():
     scores = functional_call(of, dict(zip(parameters, leaves, strict=True)), (PAIRS,))
     for one, other in zip(torch.autograd.grad(scores.square().sum(), leaves), whole.values(), strict=True):
         assert (one - other).norm() <= 1e-5 * other.norm()
+
+
+def halved(module, inputs):
+    return 0.5 * inputs[0], *inputs[1:]
+
+
+@pytest.mark.parametrize("changed", ["hook", "patched", "derived"])
+def test_g_has_one_input_for_whoever_looks(changed):
+    """[A; beta] together, as in the book, and not A and beta."""
+    of = model()
+    g = of.compare.g
+    if changed == "hook":
+        g.register_forward_pre_hook(halved)
+    elif changed == "patched":
+        own = g.forward
+        g.forward = lambda x: own(0.5 * x)
+    else:
+
+        class Halving(type(g)):
+            def forward(self, x):
+                return super().forward(0.5 * x)
+
+        of.compare.g = Halving(*g)
+    found = of(PAIRS)
+    half = model()
+    with torch.no_grad():
+        half.compare.g[1].weight.mul_(0.5)
+    torch.testing.assert_close(found, half(PAIRS))
+
+
+def test_an_embedding_put_in_keeps_the_padding():
+    of, X = model(), (torch.tensor([[5, 6, 1, 1]]), torch.tensor([[7, 1, 1, 1]]))
+    expected = of(X)
+    of.embedding = nn.Embedding.from_pretrained(of.embedding.weight.detach())
+    assert of.padding_idx == 1
+    torch.testing.assert_close(of(X), expected)
+    of.embedding = nn.Sequential(of.embedding, nn.Tanh())  # without a weight of its own
+    for backend in (None, "reference"):
+        of.backend = backend
+        torch.testing.assert_close(of(X), of(PairBatch.from_lists([[5, 6]], [[7]])))
+
+
+@pytest.mark.parametrize("given", ["packed", "padded"])
+def test_gradients_scaled_by_frequency(given):
+    """How often a word is there counts one look-up at a time, a side's."""
+    X = PairBatch.from_lists([[5, 5, 6]], [[5, 7]]) if given == "packed" else (
+        torch.tensor([[5, 5, 6, 1]]), torch.tensor([[5, 7, 1, 1]])
+    )  # fmt: skip
+    gradients = []
+    for backend in (None, "reference"):
+        of = model()
+        of.backend, of.embedding.scale_grad_by_freq = backend, True
+        of(X).sum().backward()
+        gradients.append(of.embedding.weight.grad)
+    torch.testing.assert_close(*gradients)

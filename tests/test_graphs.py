@@ -136,3 +136,15 @@ def test_devices_must_agree():
     of = model().to("meta")
     with pytest.raises(ValueError, match="the batch must be on meta"):
         GraphedInference(of)(batches(1)[0])
+
+
+def test_float64_stays_so():
+    made, seen = model().double(), []
+
+    def loss(scores, labels):
+        seen.append(scores.dtype)
+        return F.cross_entropy(scores, labels)
+
+    step = GraphedTraining(made, torch.optim.SGD(made.parameters(), 0.1), loss)
+    assert step(pairs((3, 2), (2, 4)), torch.tensor([0, 2])).dtype == torch.float64
+    assert set(seen) == {torch.float64}

@@ -103,6 +103,8 @@ def test_cross_block_refuses():
         CrossBlock(32, 3)
     with pytest.raises(ValueError, match="give mask, or mask0 and mask1, not both"):
         CrossBlock(32, 4)(*inputs(32, 32), BOTH, mask0=MASK_A)
+    with pytest.raises(TypeError, match=r"mask must be bool, True for a pair of keypoints, not torch\.float32"):
+        CrossBlock(32, 4)(*inputs(32, 32), BOTH.float())
 
 
 # bidirectional-cross-attention
@@ -216,7 +218,13 @@ def test_cross_graph_attention_refuses():
         CrossGraphAttention()(x, graph, 0)
     with pytest.raises(ValueError, match=r"graph_idx must be \(4,\), not \(3,\)"):
         CrossGraphAttention()(x, graph[:3], 2)
-    assert CrossGraphAttention()(x[:0], graph[:0], 2).shape == (0, 3)
+    with pytest.raises(ValueError, match="names graph -1, but they are counted from 0"):
+        CrossGraphAttention()(x, graph - 1, 2)
+    with pytest.raises(TypeError, match=r"graph_idx must be integers, not torch\.float32"):
+        CrossGraphAttention()(x, graph.float(), 2)
+    nothing = CrossGraphAttention()(x[:0].requires_grad_(), graph[:0], 2)
+    assert nothing.shape == (0, 3)
+    assert nothing.requires_grad
 
 
 # AllenNLP

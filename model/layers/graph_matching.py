@@ -36,15 +36,20 @@ class CrossGraphAttention(nn.Module):
         brought to the host once.
 
         Raises:
+            TypeError: graph_idx holds no integers.
             ValueError: n_graphs is odd or below 0, graph_idx has another length than node_states or names a graph
-                beyond them; others as of `soft_align_packed`.
+                that there is not; others as of `soft_align_packed`.
         """
         if n_graphs < 0 or n_graphs % 2:
             raise ValueError(f"graphs come in pairs: n_graphs must be even, not {n_graphs}")
         if graph_idx.shape != node_states.shape[:1]:
             raise ValueError(f"graph_idx must be {tuple(node_states.shape[:1])}, not {tuple(graph_idx.shape)}")
+        if graph_idx.is_floating_point() or graph_idx.is_complex() or graph_idx.dtype == torch.bool:
+            raise TypeError(f"graph_idx must be integers, not {graph_idx.dtype}")
         if graph_idx.numel() == 0:
-            return torch.zeros_like(node_states)
+            return node_states * 0
+        if graph_idx.is_cpu and int(graph_idx.min()) < 0:  # a GPU says so itself
+            raise ValueError(f"graph_idx names graph {int(graph_idx.min())}, but they are counted from 0")
         order = torch.argsort(graph_idx, stable=True)
         sizes = torch.bincount(graph_idx, minlength=n_graphs)
         if sizes.shape[0] > n_graphs:

@@ -49,13 +49,16 @@ class CrossBlock(nn.Module):
                 for the kernels then skip what is padding.
 
         Raises:
+            TypeError: mask is not bool; others as of `soft_align`.
             ValueError: mask was given together with mask0 or mask1; others as of `soft_align`.
         """
         if mask is not None and (mask0 is not None or mask1 is not None):
             raise ValueError("give mask, or mask0 and mask1, not both")
+        if mask is not None and mask.dtype != torch.bool:
+            raise TypeError(f"mask must be bool, True for a pair of keypoints, not {mask.dtype}")
         qk0, qk1 = split_heads(self.to_qk(x0), self.heads), split_heads(self.to_qk(x1), self.heads)
         v0, v1 = split_heads(self.to_v(x0), self.heads), split_heads(self.to_v(x1), self.heads)
-        bias = None if mask is None else torch.zeros_like(mask, dtype=x0.dtype).masked_fill(~mask, -torch.inf)
+        bias = None if mask is None else torch.zeros_like(mask, dtype=qk0.dtype).masked_fill(~mask, -torch.inf)
         found = soft_align(
             qk0, qk1, v0, v1, mask_a=per_head(mask0), mask_b=per_head(mask1), scale=self.scale, bias=bias,
             backend=self.backend,
