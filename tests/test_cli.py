@@ -192,3 +192,24 @@ def test_a_reader_that_has_enough_is_not_told_so():
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout == "{\n"
     assert done.stderr == ""
+
+
+def test_complaints_that_nobody_can_be_told_cost_nothing():
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no device that is always full")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "coalign", "align", "a dog", "dogs", "--backend", "none"]
+        failed = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+        done = subprocess.run(command[:-2], stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+    assert failed.returncode == 1
+    assert done.returncode == 0
+    assert "dogs" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_output_whose_encoding_lacks_characters(encoding):
+    command = [sys.executable, "-m", "coalign", "align", "naïve ‖ …", "dogs"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, encoding=encoding, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert r"\u2016" in done.stdout

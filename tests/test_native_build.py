@@ -135,6 +135,26 @@ def test_a_compiler_that_is_not_there_is_named(monkeypatch):
         build.build(build.SOURCES)
 
 
+@pytest.mark.parametrize("variable", ["CXX", "COALIGN_NATIVE_FLAGS"])
+def test_a_command_line_that_is_none_is_named(monkeypatch, variable):
+    monkeypatch.setenv(variable, "'-O2")
+    with pytest.raises(build.BuildError, match=rf"{variable}='-O2 is no command line: No closing quotation"):
+        build.build(build.SOURCES)
+
+
+def test_a_user_without_a_home(monkeypatch):
+    monkeypatch.setenv("COALIGN_CACHE", "~nobody-of-this-name/cache")
+    with pytest.raises(build.BuildError, match=r"nowhere to keep what is built\. COALIGN_CACHE=~nobody-of-this-name"):
+        build.build(build.SOURCES)
+
+
+def test_a_compiler_that_makes_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "true")
+    monkeypatch.setenv("COALIGN_CACHE", str(tmp_path))
+    with pytest.raises(build.BuildError, match="true ended without an error and without a library"):
+        build.build(build.SOURCES)
+
+
 @pytest.mark.parametrize("trouble", [PermissionError("not yours"), OSError("noexec"), RuntimeError("no home")], ids=str)
 def test_whatever_keeps_a_library_away_is_a_reason_and_a_warning(trouble):
     def failing():

@@ -317,6 +317,8 @@ def test_what_can_not_be_resumed(tmp_path, corpora):
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
         ({"learning_rate": float("inf")}, "learning_rate must be positive and finite, not inf"),
         ({"max_tokens": -1}, "max_tokens must be 0 or more"),
+        ({"seed": -1}, r"seed must lie between 0 and 2\^63 - 1, not -1"),
+        ({"seed": 2**63}, r"seed must lie between 0 and 2\^63 - 1"),
     ],
 )
 def test_bad_settings(changes, message):
@@ -382,3 +384,9 @@ def test_evaluation_counts(corpora):
     assert sum(numbers["pairs"] for numbers in found.by_length.values()) == 45
     with pytest.raises(ValueError, match="no pairs to evaluate"):
         evaluate(model, [], LABELS)
+
+
+def test_a_run_without_a_whole_epoch(tmp_path):
+    (tmp_path / "last.json").write_text("{}")
+    with pytest.raises(DataError, match=r"has no best.json, which the first whole epoch leaves; there is .*last.json"):
+        load_checkpoint(tmp_path)

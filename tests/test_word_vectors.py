@@ -185,3 +185,11 @@ def test_a_large_file_is_streamed(tmp_path):
     assert vectors.coverage == 1
     assert peak < size / 20
     assert seconds < 60
+
+
+def test_a_list_that_was_cut_off(tmp_path):
+    """word2vec's first line says how many words there are."""
+    path = tmp_path / "vectors.txt"
+    path.write_text("3 2\ndog 1 2\ncat 3 4\n")
+    with pytest.raises(DataError, match=r"line 3: the first line says 3 words, but there are 2: the end is missing"):
+        load_word_vectors(path, VOCABULARY)

@@ -116,12 +116,21 @@ extension = Extension("C++ extension", lambda: build(SOURCES))
 
 
 def cache_folder() -> Path:
-    """Where built libraries are kept: COALIGN_CACHE, or coalign in the user's cache folder."""
-    if chosen := os.environ.get("COALIGN_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Caches/coalign"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coalign"
+    """Where built libraries are kept: COALIGN_CACHE, or coalign in the user's cache folder.
+
+    Raises:
+        BuildError: there is no such user, or this one has no home.
+    """
+    chosen = os.environ.get("COALIGN_CACHE")
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        if sys.platform == "darwin":
+            return Path.home() / "Library/Caches/coalign"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coalign"
+    except RuntimeError as error:  # pathlib's
+        named = f"COALIGN_CACHE={chosen}: {error}" if chosen else f"{error} Set COALIGN_CACHE to a folder"
+        raise BuildError(f"there is nowhere to keep what is built. {named}") from None
 
 
 def _build(root: Path, sources: tuple[str, ...], tools: Toolchain, finished: Path) -> None:
@@ -147,6 +156,8 @@ def _build(root: Path, sources: tuple[str, ...], tools: Toolchain, finished: Pat
             lines = (made.stdout + made.stderr).splitlines()
             first = next((line for line in lines if "error" in line), f"exit status {made.returncode}")
             raise BuildError("\n".join([f"{' '.join(tools.compiler)} failed: {first}", *lines[-40:]]))
+        if not (folder / "library.so").exists():
+            raise BuildError(f"{' '.join(tools.compiler)} ended without an error and without a library")
         _digest_file(finished).write_text(_digest(folder / "library.so"))
         os.replace(folder / "library.so", finished)
 
@@ -192,7 +203,16 @@ def _cpp() -> Toolchain:
 
 def own_flags() -> list[str]:
     """The user's flags for the C++ compiler, which come last."""
-    return shlex.split(os.environ.get("COALIGN_NATIVE_FLAGS", ""))
+    return _words("COALIGN_NATIVE_FLAGS")
+
+
+def _words(variable: str) -> list[str]:
+    """What a variable says, as a shell would take it apart."""
+    value = os.environ.get(variable, "")
+    try:
+        return shlex.split(value)
+    except ValueError as error:
+        raise BuildError(f"{variable}={value} is no command line: {error}") from None
 
 
 def _processor() -> str:
@@ -216,7 +236,7 @@ def compiler() -> tuple[str, ...]:
     if sys.platform == "win32":
         raise BuildError("the C++ kernels need GCC's or Clang's vector extension, which Windows' compiler lacks")
     chosen = os.environ.get("CXX")
-    for command in ((chosen,), shlex.split(chosen)) if chosen else (("c++",), ("g++",), ("clang++",)):
+    for command in ((chosen,), _words("CXX")) if chosen else (("c++",), ("g++",), ("clang++",)):
         if command and (path := shutil.which(command[0])):
             return path, *command[1:]
     if chosen:

@@ -104,7 +104,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         OSError: a file is missing. DataError: it is no checkpoint, or of another version's format.
     """
     path = Path(path)
-    path = path / "best.json" if path.is_dir() else path
+    if path.is_dir():
+        last, path = path / "last.json", path / "best.json"
+        if last.exists() and not path.exists():
+            raise DataError(f"{path.parent} has no best.json, which the first whole epoch leaves; there is {last}")
     try:
         about = json.loads(path.read_text())
         if about["format"] != _FORMAT:

@@ -65,6 +65,8 @@ class Settings:
         for name in ("projection_size", "max_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {self.seed}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
         if not 0 < self.learning_rate < float("inf"):

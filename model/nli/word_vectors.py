@@ -153,7 +153,7 @@ def _read(archive: Path, member: str | None, vocabulary: Vocabulary) -> WordVect
     }
     weight: np.ndarray | None = None
     found = np.zeros(len(vocabulary), dtype=bool)
-    dimension, number, source = 0, 0, str(archive) if member is None else f"{archive}:{member}"
+    words, dimension, number, source = None, 0, 0, str(archive) if member is None else f"{archive}:{member}"
     try:
         with _opened(archive, member) as lines:
             for line in lines:
@@ -161,9 +161,9 @@ def _read(archive: Path, member: str | None, vocabulary: Vocabulary) -> WordVect
                 line = line.rstrip()
                 if weight is None:
                     line = line.removeprefix(BYTE_ORDER_MARK)
-                    header, dimension = _dimension(line)
+                    words, dimension = _dimension(line)
                     weight = np.zeros((len(vocabulary), dimension), dtype=np.float32)
-                    if header:
+                    if words is not None:
                         continue
                 if line.count(b" ") == dimension:  # the usual case, and the fast one
                     word = line[: line.index(b" ")]
@@ -180,6 +180,8 @@ def _read(archive: Path, member: str | None, vocabulary: Vocabulary) -> WordVect
                     if not np.isfinite(weight[row]).all():
                         raise ValueError(f"the vector of {word.decode()!r} is not finite")
                     found[row] = True
+        if words is not None and number - 1 < words:
+            raise ValueError(f"the first line says {words} words, but there are {number - 1}: the end is missing")
     except DataError:
         raise
     except (ValueError, EOFError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile, RuntimeError) as reason:
@@ -193,13 +195,13 @@ def _expected(dimension: int, line: bytes) -> str:
     return f"expected a word and {dimension} numbers, found {len(line.split())} fields"
 
 
-def _dimension(line: bytes) -> tuple[bool, int]:
-    """Whether a file's first line is word2vec's header, and how many numbers each word has."""
+def _dimension(line: bytes) -> tuple[int | None, int]:
+    """How many words there are, if a file's first line is word2vec's header, and how many numbers each has."""
     fields = line.split()
     if len(fields) == 2 and all(field.isdigit() for field in fields):
-        return True, int(fields[1])
+        return int(fields[0]), int(fields[1])
     if len(fields) < 2:
         raise ValueError(f"expected a word and its numbers, found {len(fields)} fields")
     for field in fields[1:]:
         float(field)
-    return False, len(fields) - 1
+    return None, len(fields) - 1

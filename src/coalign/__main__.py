@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 from .cli import app
 
 
+class _Heedless:
+    """Standard error that loses what can't be written: no complaint and no progress bar is worth the work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def main() -> None:
     """Run the command; an output that can't be written to is a line of complaint, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what its encoding lacks
+    if sys.stderr is not None:
+        sys.stderr = cast(TextIO, _Heedless(sys.stderr))
     try:
         try:
             app(prog_name="coalign")
