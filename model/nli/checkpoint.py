@@ -107,7 +107,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if path.is_dir():
         last, path = path / "last.json", path / "best.json"
         if last.exists() and not path.exists():
-            raise DataError(f"{path.parent} has no best.json, which the first whole epoch leaves; there is {last}")
+            raise FileNotFoundError(
+                f"{path.parent} has no best.json, which the first whole epoch leaves; there is {last}"
+            )
     try:
         about = json.loads(path.read_text())
         if about["format"] != _FORMAT:
