@@ -321,6 +321,8 @@ def test_saved_tensors_that_come_back_otherwise_laid_out(extents, backend):
 @pytest.mark.parametrize("name", [None, "native"])
 def test_lengths_that_changed_unseen(name):
     """NumPy's writes raise no version counter; what no longer fits must not be read."""
+    if name is None and os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("Triton serves these calls")
     numbers = np.array([3, 5])
     leaves = [torch.randn(2, 5, 4, requires_grad=True) for _ in range(4)]
     for _ in range(2):  # the second call goes the short way

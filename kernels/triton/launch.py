@@ -85,6 +85,7 @@ def plan_backward(
 ) -> tuple[list[Launch], OperandGrads]:
     """The launches that fill the operands' gradients, and the gradients."""
     arguments, constants = _operands(a, b, bias, rule, target)
+    saved = Alignment(*(t.contiguous() for t in saved))
     dbeta, dalpha, dlse_a, dlse_b = (g if g is None else g.contiguous() for g in grads)
     dbias = bias.new_zeros(bias.shape, dtype=torch.float32) if bias is not None and bias_grad else None
     dfa, dfb, da, db = (t.new_empty(t.shape) for t in (a.f, b.f, a.x, b.x))
