@@ -149,7 +149,7 @@ def gradient(
     dbeta, dalpha, dlse_a, dlse_b = grads
     dbeta = torch.zeros_like(outputs.beta) if dbeta is None else dbeta
     dalpha = torch.zeros_like(outputs.alpha) if dalpha is None else dalpha
-    arrived = AlignmentGrads(dbeta, dalpha, _of_aligned(dlse_a, outputs.lse_a), _of_aligned(dlse_b, outputs.lse_b))
+    arrived = _of_aligned(AlignmentGrads(dbeta, dalpha, dlse_a, dlse_b), outputs)
     if torch.is_grad_enabled():  # create_graph=True: the gradient needs a gradient of its own
         return _differentiable_backward(operands, arrived, needed)
     bias = operands[6]
@@ -163,9 +163,13 @@ def gradient(
     return found.f_a, found.f_b, found.a, found.b, None, None, dbias, *(None,) * 8
 
 
-def _of_aligned(grad: Tensor | None, lse: Tensor) -> Tensor | None:
-    """What arrives for LSEs, 0 where there was nothing to align with: NaN there is no other's."""
-    return None if grad is None else grad.masked_fill(lse == -torch.inf, 0)
+def _of_aligned(grads: AlignmentGrads, outputs: Alignment) -> AlignmentGrads:
+    """What arrives, but 0 for LSEs where there was nothing to align with: NaN there is no other's."""
+    dlse_a, dlse_b = (
+        None if grad is None else grad.masked_fill(lse == -torch.inf, 0)
+        for grad, lse in ((grads.lse_a, outputs.lse_a), (grads.lse_b, outputs.lse_b))
+    )
+    return AlignmentGrads(grads.beta, grads.alpha, dlse_a, dlse_b)
 
 
 def _summed(whole: Tensor, bias: Tensor) -> Tensor:
@@ -190,8 +194,8 @@ class _Transformed(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
         a, b, bias, rule, _ = sides(*saved[:TENSORS], *ctx.rest)
-        outputs, (dbeta, dalpha, dlse_a, dlse_b) = Alignment(*saved[TENSORS:]), grads
-        arrived = AlignmentGrads(dbeta, dalpha, _of_aligned(dlse_a, outputs.lse_a), _of_aligned(dlse_b, outputs.lse_b))
+        outputs = Alignment(*saved[TENSORS:])
+        arrived = _of_aligned(AlignmentGrads(*grads), outputs)
         found = reference.backward(a, b, bias, rule, outputs, arrived, bias is not None)
         dbias = None if bias is None or found.bias is None else found.bias.sum_to_size(bias.shape).to(bias.dtype)
         return found.f_a, found.f_b, found.a, found.b, None, None, dbias, *(None,) * 8

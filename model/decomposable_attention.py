@@ -157,7 +157,6 @@ class DecomposableAttention(nn.Module):
                 raise ValueError("a PairBatch knows its lengths and has no padding: give it no masks or lengths")
             if self.backend != "reference":
                 return self._packed_scores(X)
-            lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
         premises, hypotheses, extents = self._checked(X, masks, lengths)
         if self._is_better_packed(premises, extents):
             sides = [(extents[f"{kind}_a"], extents[f"{kind}_b"]) for kind in ("mask", "lengths")]
@@ -242,8 +241,6 @@ class DecomposableAttention(nn.Module):
 
         A `PairBatch` is padded for it, to max_length_a and max_length_b.
         """
-        if isinstance(X, PairBatch):
-            lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
         premises, hypotheses, extents = self._checked(X, masks, lengths)
         A, B = self._embed(premises, hypotheses, extents)
         return self.attend.weights(A, B, **extents)
@@ -256,8 +253,6 @@ class DecomposableAttention(nn.Module):
 
         A `PairBatch` is padded for it, as in `alignment`.
         """
-        if isinstance(X, PairBatch):
-            lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
         premises, hypotheses, extents = self._checked(X, masks, lengths)
         A, B = self._embed(premises, hypotheses, extents)
         beta, alpha = self.attend(A, B, **extents)
@@ -267,9 +262,11 @@ class DecomposableAttention(nn.Module):
         return plain.keep(v_a, mask_a), plain.keep(v_b, mask_b)
 
     def _checked(
-        self, X: tuple[Tensor, Tensor], masks: Pair | None, lengths: Pair | None
+        self, X: tuple[Tensor, Tensor] | PairBatch, masks: Pair | None, lengths: Pair | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
         """Padded ids, and what says which of them are tokens."""
+        if isinstance(X, PairBatch):
+            lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
         return padded_pair(X, masks, lengths, self.padding_idx, self._words())
 
     def _words(self) -> int | None:

@@ -110,16 +110,16 @@ def test_words_spelled_like_the_reserved_ones(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "error", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be 1 or more"),
-        ({"batch_size": 2, "max_tokens": 0}, "max_tokens must be 1 or more"),
-        ({"batch_size": 2, "bucketed": True, "shuffle": False}, "they need shuffle=True"),
-        ({"batch_size": 2.5}, "batch_size must be an int, not float"),
-        ({"batch_size": 2, "max_tokens": 9.0}, "max_tokens must be an int, not float"),
+        ({"batch_size": 0}, ValueError, "batch_size must be 1 or more"),
+        ({"batch_size": 2, "max_tokens": 0}, ValueError, "max_tokens must be 1 or more"),
+        ({"batch_size": 2, "bucketed": True, "shuffle": False}, ValueError, "they need shuffle=True"),
+        ({"batch_size": 2.5}, TypeError, "batch_size must be an int, not float"),
+        ({"batch_size": 2, "max_tokens": 9.0}, TypeError, "max_tokens must be an int, not float"),
     ],
 )
-def test_bad_batch_options(tmp_path, options, message):
+def test_bad_batch_options(tmp_path, options, error, message):
     corpus = corpus_of(tmp_path)
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises(error, match=message):
         PackedBatches(corpus, corpus.vocabulary(), **options)

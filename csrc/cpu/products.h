@@ -4,8 +4,9 @@
 //   combine  out (+)= w y           weighted sums of rows, with factors where they are added up
 //
 // `dots` holds a block of at most kDotsRows x kDotsColumns accumulators in registers, `combine` of kBlockRows x
-// kBlockColumns, each in a function of its own, for a compiler that inlines it finds other uses for the registers. Widths and terms count
-// elements: of pairs, `dots` takes half as many as there are numbers, and `combine` half as many rows.
+// kBlockColumns, each in a function of its own, for a compiler that inlines it finds other uses for the registers.
+// Widths and terms count elements: of pairs, `dots` takes half as many as there are numbers, and `combine` half as many
+// rows.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +30,8 @@ struct Fold {
 namespace detail {
 
 template <class E, int MR, int NR>
-__attribute__((noinline)) void dots_block(const E* const* x, const E* const* y, int width, Sum<E> scale, Sum<E>* out, int ld) {
+__attribute__((noinline)) void dots_block(
+    const E* const* x, const E* const* y, int width, Sum<E> scale, Sum<E>* out, int ld) {
   using T = Sum<E>;
   constexpr int W = lanes<E>, COUNT = MR * NR;
   Vec<T> acc[round_up(COUNT, W)] = {};
