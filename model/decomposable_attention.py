@@ -42,7 +42,7 @@ class DecomposableAttention(nn.Module):
         backend: "reference" runs the whole model in plain PyTorch; any other is `coalign.soft_align`'s.
 
     Raises:
-        ValueError: sizes that do not fit one another.
+        ValueError: sizes below 1, or that do not fit one another.
     """
 
     def __init__(
@@ -62,6 +62,15 @@ class DecomposableAttention(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        for name, size in (
+            ("len(vocab)", len(vocab)),
+            ("embed_size", embed_size),
+            ("num_hiddens", num_hiddens),
+            ("num_classes", num_classes),
+            ("projection_size", projection_size),
+        ):
+            if size is not None and size < 1:
+                raise ValueError(f"{name} must be 1 or more, not {size}")
         word_width, own_name = (
             (embed_size, "embed_size") if projection_size is None else (projection_size, "projection_size")
         )

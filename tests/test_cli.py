@@ -154,6 +154,19 @@ def test_doctor(run):
     assert "COALIGN_BACKEND" in shown
 
 
+def test_doctor_says_that_every_call_fails(run, monkeypatch):
+    monkeypatch.setenv("COALIGN_BACKEND", "cuda")
+    assert "every call fails: COALIGN_BACKEND='cuda' is no backend" in " ".join(run("doctor").stdout.split())
+
+
+def test_tables_in_a_pipe_are_whole(tmp_path):
+    """Names and columns are not shortened to a terminal's width where there is no terminal."""
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    words = [sys.executable, "-m", "coalign", "align", "two dogs run across a wide green field", "animals " * 30]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout
+    assert max(line.count("animals") for line in shown.splitlines()) == 30
+
+
 def test_bench_takes_paths_from_where_it_is_called(tmp_path):
     results = Path(__file__).parents[1] / "benchmarks/results/amd-epyc-avx2/model.jsonl"
     (tmp_path / "here.jsonl").write_bytes(results.read_bytes())

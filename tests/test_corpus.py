@@ -97,6 +97,18 @@ def test_other_formats(tmp_path, name, lines):
 
 
 @pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("x.csv", ["premise,hypothesis,label", '"a\n\nb",c,neutral', "", " \r"]),
+        ("x.tsv", ["premise\thypothesis\tlabel", "a b\tc\tneutral", "\t"]),
+        ("x.jsonl", ['{"premise": "a b", "hypothesis": "c", "label": "neutral"}', "", ""]),
+    ],
+)
+def test_blank_lines_at_the_end_are_no_pairs(tmp_path, name, lines):
+    assert pairs_of(load_corpus(file(tmp_path, name, *lines))) == [Pair(["a", "b"], ["c"], 2)]
+
+
+@pytest.mark.parametrize(
     ("labels", "message"),
     [
         ((), "1 to 256 labels, not 0"),
@@ -159,6 +171,8 @@ GOOD = '{"gold_label": "neutral", "sentence1": "a", "sentence2": "b"}'
         ("x.tsv", ["premise\thypothesis\tlabel", "a\tb\t-", b"a\t\xe9\tneutral"], "line 3", "not UTF-8 at byte 2"),
         ("x.csv", ["premise,hypothesis,label", b"a,\xe9,neutral"], "line 2", "not UTF-8 at byte 2"),
         ("x.tsv", ["premise\thypothesis\tlabel", "a\tb"], "line 2", "found 2 columns where the first line names 3"),
+        ("x.csv", ["premise,hypothesis,label", "", "a,b,neutral"], "line 2", "found 0 columns"),
+        ("x.csv", ["premise,premise,hypothesis,label"], "line 1", "the column premise is there 2 times"),
         ("x.tsv", ["premise\thypothesis\tlabel", "a\tb\tc\td"], "line 2", "found 4 columns"),
         ("x.csv", ["premise,hypothesis,label", "a,b,neutral", 'a,"b,neutral'], "line 3", "unexpected end of data"),
         ("x.csv", ["premise,hypothesis,label", "a" * 1_000_000 + ",b,neutral"], "line 2", "larger than field limit"),

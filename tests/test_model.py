@@ -250,6 +250,10 @@ def test_autocast_and_bfloat16_parameters(book, route):
         (lambda _: DecomposableAttention(range(9), 100, 200, 99), ValueError, "must be embed_size = 100"),
         (lambda _: DecomposableAttention(range(9), 100, 200, num_inputs_agg=2), ValueError, "num_inputs_agg"),
         (lambda _: DecomposableAttention.from_sizes(9, padding_idx=9), ValueError, "padding_idx must lie"),
+        (lambda _: DecomposableAttention.from_sizes(0), ValueError, "vocab. must be 1 or more, not 0"),
+        (lambda _: DecomposableAttention.from_sizes(9, embed_size=-1), ValueError, "embed_size must be 1 or more"),
+        (lambda _: DecomposableAttention.from_sizes(9, num_classes=0), ValueError, "num_classes must be 1 or more"),
+        (lambda _: DecomposableAttention.from_sizes(9, projection_size=0), ValueError, "projection_size must be 1"),
     ],
 )  # fmt: skip
 def test_bad_arguments(book, call, error, message):

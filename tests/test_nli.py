@@ -83,6 +83,12 @@ def test_vocabulary_follows_d2l():
         vocabulary.to_tokens([5])
 
 
+@pytest.mark.parametrize("sentences", ["two dogs", ["two dogs"]])
+def test_vocabulary_takes_no_texts(sentences):
+    with pytest.raises(TypeError, match="must be lists of words, not texts as 'two dogs' is"):
+        Vocabulary(sentences)
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 60, 100])
 def test_batches_hold_every_token_once(batch_size):
     pairs = example_pairs()

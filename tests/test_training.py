@@ -282,7 +282,7 @@ def test_tensors_of_other_sizes_than_the_settings_are_named(tmp_path, corpora, n
         (lambda p: p.write_text(p.read_text().replace('"format": 1', '"format": 2')), DataError, "has the format 2"),
         (lambda p: p.write_text(p.read_text().replace('"adam"', '"x"')), DataError, "optimizer must be one of"),
         (lambda p: p.write_text(p.read_text().replace('"<pad>"', '"x"')), DataError, "begin with <unk> and <pad>"),
-        (lambda p: p.with_name("best-3.safetensors").write_bytes(b"x"), DataError, "is no checkpoint of this program"),
+        (lambda p: p.with_name("best-3.safetensors").write_bytes(b"x"), DataError, "best-3.safetensors, which"),
         (lambda p: p.with_name("best-3.safetensors").unlink(), FileNotFoundError, "best-3"),
         (lambda p: p.unlink(), FileNotFoundError, "best.json"),
     ],

@@ -114,7 +114,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         about = json.loads(path.read_text())
         if about["format"] != _FORMAT:
             raise DataError(f"{path} has the format {about['format']}; this version reads {_FORMAT}")
-        tensors = load_file(path.with_name(about["tensors"]))
+        file = path.with_name(about["tensors"])
+        try:
+            tensors = load_file(file)
+        except SafetensorError as reason:
+            raise DataError(f"{file}, which {path.name} names, is damaged: {reason}") from None
         model = {k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")}
         return Checkpoint(
             Settings(**about["settings"]),

@@ -45,7 +45,8 @@ def explain_pair(checkpoint: Checkpoint, premise: str, hypothesis: str, *, backe
     """Explain the answer of a trained model to two texts, read as its settings say, on the CPU.
 
     Raises:
-        ValueError: a text without words, or with more than 100; a model of one class.
+        ValueError: a text without words, or with more than 100 of them left where the settings cut it; a model of one
+            class.
     """
     if len(checkpoint.labels) < 2:
         raise ValueError("the model has one class only: there is nothing to explain")

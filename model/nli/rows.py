@@ -45,12 +45,14 @@ class Columns:
 
 
 def _among(present: Mapping[str, object] | list[str], wanted: str | None, usual: tuple[str, ...]) -> str:
-    """The name that is wanted, or the first usual one, that is present."""
+    """The name that is wanted, or the first usual one, that is present, once."""
     candidates = usual if wanted is None else (wanted,)
     name = next((c for c in candidates if c in present), None)
     if name is None:
         missing = candidates[0] if len(candidates) == 1 else "each of " + ", ".join(candidates)
         raise ValueError(f"{missing} is missing; there are {', '.join(map(repr, present)) or 'no columns'}")
+    if isinstance(present, list) and present.count(name) > 1:
+        raise ValueError(f"the column {name} is there {present.count(name)} times")
     return name
 
 
@@ -67,7 +69,7 @@ def read_rows(path: str | PathLike[str], columns: Columns | None = None) -> Iter
     """The rows of a file in UTF-8: .jsonl, .json or .ndjson (an object a line); .tsv or .txt; .csv.
 
     Tab- and comma-separated files begin with a line of column names. Tabs end cells whatever stands around them,
-    as in SNLI's .txt files; commas may be quoted.
+    as in SNLI's .txt files; commas may be quoted. Blank lines at the end are no rows.
 
     Raises:
         OSError: the file can't be read.
@@ -93,18 +95,24 @@ def read_rows(path: str | PathLike[str], columns: Columns | None = None) -> Iter
 
 
 class _Lines:
-    """A file's lines as text, and the number of the one given last."""
+    """A file's lines as text, without blank ones at its end, and the number of the one given last."""
 
     def __init__(self, file: Iterator[bytes]) -> None:
         self._file = file
         self.number = 0
 
     def __iter__(self) -> Iterator[str]:
+        blank: list[bytes] = []
         for line in self._file:
-            self.number += 1
-            if self.number == 1:
-                line = line.removeprefix(BYTE_ORDER_MARK)
-            yield decoded(line)
+            if line.isspace():
+                blank.append(line)
+                continue
+            for each in (*blank, line):
+                self.number += 1
+                if self.number == 1:
+                    each = each.removeprefix(BYTE_ORDER_MARK)
+                yield decoded(each)
+            blank.clear()
 
 
 def decoded(line: bytes) -> str:

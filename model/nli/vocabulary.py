@@ -17,10 +17,17 @@ class Vocabulary:
 
     Id 0 is <unk>, the id of every word that is not here; id 1 is <pad>; then come the words that occur at
     least min_freq times, the frequent ones first, and in alphabetical order where they are equally frequent.
+
+    sentences: lists of words. Raises TypeError for texts in their place, whose characters would be the words.
     """
 
     def __init__(self, sentences: Iterable[Sequence[str]], min_freq: int = 1) -> None:
-        self._fill(Counter(token for sentence in sentences for token in sentence), min_freq)
+        counts: Counter[str] = Counter()
+        for sentence in (sentences,) if isinstance(sentences, str) else sentences:
+            if isinstance(sentence, str):
+                raise TypeError(f"sentences must be lists of words, not texts as {sentence[:40]!r} is")
+            counts.update(sentence)
+        self._fill(counts, min_freq)
 
     @classmethod
     def from_counts(cls, counts: Mapping[str, int], min_freq: int = 1, reserved: Sequence[str] = ()) -> Vocabulary:

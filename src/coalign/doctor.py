@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from . import __version__, kernels
-from .kernels.dispatch import backend
+from .kernels.dispatch import backend, requested
 from .kernels.native import build, build_cuda
 from .kernels.problem import Problem, Side
 
@@ -49,8 +49,17 @@ def examine() -> dict[str, Any]:
             **{name: _library(extension) for name, extension in _EXTENSIONS.items()},
         },
         "compilers": {name: shutil.which(name) for name in _COMPILERS},
-        "environment": {name: os.environ.get(name) for name in _VARIABLES},
+        "environment": {name: os.environ.get(name) for name in _VARIABLES} | _unknown_backend(),
     }
+
+
+def _unknown_backend() -> dict[str, str]:
+    """COALIGN_BACKEND with what is wrong with it, where something is."""
+    try:
+        requested(None)
+    except ValueError as error:
+        return {"COALIGN_BACKEND": f"every call fails: {error}"}
+    return {}
 
 
 def _cache() -> str:

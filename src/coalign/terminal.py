@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, NoReturn
@@ -13,7 +14,8 @@ from rich.markup import escape
 
 from .model.nli.ranks import own_device
 
-console = Console()
+# a pipe has no width that tables would have to fit in
+console = Console(width=None if Console().is_terminal or "COLUMNS" in os.environ else 1000)
 complaints = Console(stderr=True)
 
 BackendOption = Annotated[
