@@ -62,6 +62,8 @@ def align(
         return Alignment(*_SoftAlign.apply(*_apart(operands))) if recorded else _forward(a, b, bias, rule, backend)
     if transforms.forward_mode() or (transforming and rule.seed is not None):
         return _by_reference(a, b, bias, rule, backend)
+    if transforming and transforms.functionalizing():
+        return (_forward if transforms.alone() else _by_reference)(a, b, bias, rule, backend)
     if transforming:
         return Alignment(*_Transformed.apply(*operands))
     if records() and any(t is not None and t.requires_grad for t in (a.f, b.f, a.x, b.x, bias)):
@@ -206,9 +208,9 @@ class _Transformed(torch.autograd.Function):
 
 
 def _by_reference(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: str | None) -> Alignment:
-    """What PyTorch itself can transform in any way. Under torch.func lengths and offsets have no values to look at."""
+    """What PyTorch itself can transform in any way."""
     dispatch.requested(backend)
-    if not transforms.transforming() and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
         _check_extents(a, b)
     if _nothing_to_align(a, b):
         with torch.no_grad():
@@ -340,7 +342,9 @@ def _check_extents(a: Side, b: Side) -> None:
         extent = side.extent
         if extent is None or side.kind == "mask" or extent.device.type != "cpu" or extent.numel() == 0:
             continue
-        values = extent.numpy()
+        values = transforms.values(extent)
+        if values is None:
+            continue
         if side.kind == "lengths":
             least, most = int(values.min()), int(values.max())
             if least < 0 or most > side.length:

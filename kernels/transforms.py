@@ -4,6 +4,7 @@
   what a vmap gave comes from the backends' kernels too.
 - Reverse mode inside torch.func (grad, vjp, jacrev, hessian) may be differentiated or mapped again, which no one
   knows in advance: its gradient is the reference's formula, which stores e and can be.
+- torch.func.functionalize knows operators: alone it gets the operator, among others the reference.
 - Forward mode (jvp, jacfwd, torch.autograd.forward_ad) goes through the reference altogether, and so does dropout
   under torch.func: what is dropped follows from the seed, which vmap's `randomness` makes the same or different.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -26,6 +28,18 @@ def transforming() -> bool:
     return not isinstance(_interpreter(), type(None))  # compilers take what comes to be an object, and no `is None`
 
 
+def functionalizing() -> bool:
+    """Whether torch.func.functionalize is among the transforms: it knows operators but no autograd.Function."""
+    functorch = torch._C._functorch
+    stack = functorch.get_interpreter_stack() or ()
+    return any(i.key() == functorch.TransformType.Functionalize for i in stack)
+
+
+def alone() -> bool:
+    """Whether one transform is at work, not several."""
+    return len(torch._C._functorch.get_interpreter_stack() or ()) == 1
+
+
 def batched(tensors: Iterable[Tensor | None]) -> bool:
     """Whether some are several at once, as of torch.autograd.grad(is_grads_batched=True): plain by their type, but
     no backend's."""
@@ -33,6 +47,17 @@ def batched(tensors: Iterable[Tensor | None]) -> bool:
 
 
 _is_batched = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda t: False)
+
+
+def values(t: Tensor) -> np.ndarray | None:
+    """The numbers in a tensor on the CPU, also where torch.func has wrapped it for a gradient; None where vmap has it
+    stand for several."""
+    if not transforming():
+        return t.numpy()
+    functorch = torch._C._functorch
+    while functorch.is_gradtrackingtensor(t):
+        t = functorch.get_unwrapped(t)
+    return None if functorch.is_functorch_wrapped_tensor(t) else np.array(t.tolist())
 
 
 def forward_mode() -> bool:
@@ -58,7 +83,7 @@ def fold(
         bias = bias.reshape(size, *(1,) * (len(whole) - bias.ndim), *bias.shape[1:]).expand(whole)
     tensors = (f_a, f_b, a, b, extent_a, extent_b, bias)
     if f_a.ndim == 3:  # packed: the mapped calls' rows lie one after another
-        joined = (_joined_offsets(extent_a, rows_a[1]), _joined_offsets(extent_b, rows_b[1]))
+        joined = (_joined_offsets("a", extent_a, rows_a[1]), _joined_offsets("b", extent_b, rows_b[1]))
         tensors = (*(t.flatten(0, 1) for t in tensors[:4]), *joined, None)
     elif f_a.ndim == 5:  # pairs and heads: the mapped calls' pairs lie one after another
         tensors = tuple(t if t is None else t.flatten(0, 1) for t in tensors)
@@ -74,7 +99,18 @@ def fold(
     return found, (0, 0, 0, 0)
 
 
-def _joined_offsets(offsets: Tensor, total: int) -> Tensor:
-    """Offsets (calls, pairs + 1) into total rows each, as one list into all of them."""
+def _joined_offsets(letter: str, offsets: Tensor, total: int) -> Tensor:
+    """Offsets (calls, pairs + 1) into total rows each, as one list into all of them.
+
+    Raises ValueError where a call's rows would be another's, if looking costs no synchronisation.
+    """
+    found = values(offsets) if offsets.device.type == "cpu" and type(offsets) is Tensor else None
+    if found is not None:
+        for call, (start, end) in enumerate(found[:, [0, -1]]):
+            if start != 0 or end != total:
+                raise ValueError(
+                    f"offsets_{letter} must start at 0 and end at {total}, the rows of f_{letter}; "
+                    f"those of mapped call {call} start at {start} and end at {end}"
+                )
     starts = torch.arange(offsets.shape[0], device=offsets.device, dtype=offsets.dtype) * total
     return torch.cat([offsets.new_zeros(1), (offsets[:, 1:] + starts.unsqueeze(1)).flatten()])

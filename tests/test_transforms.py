@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import functionalize, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from coalign import soft_align, soft_align_packed
 from coalign.testing import BUDGET, Case, error
@@ -73,6 +74,22 @@ def test_vmap_of_packed_pairs(backend):
         alone = soft_align_packed(operands.f_a, operands.f_b, operands.a, operands.b, **offsets, **fixed)
         for one, other in zip(found, alone, strict=True):
             assert torch.equal(one[i], other)
+
+
+@pytest.mark.parametrize(
+    ("second", "found"), [([0, 1, 4], "start at 0 and end at 4"), ([1, 1, 6], "start at 1 and end at 6")]
+)
+def test_mapped_offsets_that_do_not_fit(second, found):
+    """A call's rows never become another's."""
+    operands = [torch.randn(2, 6, 4) for _ in range(4)]
+    offsets_a, offsets_b = torch.tensor([[0, 2, 6], second]).int(), torch.tensor([0, 3, 6]).int()
+
+    def mapped(*operands):
+        return vmap(lambda *given: soft_align_packed(*given, offsets_b, 6, 6).beta)(*operands, offsets_a).sum()
+
+    for call in (mapped, grad(mapped)):
+        with pytest.raises(ValueError, match=f"offsets_a must start at 0 and end at 6.* mapped call 1 {found}"):
+            call(*operands)
 
 
 def pair(device="cpu", dtype=torch.float64):
@@ -169,6 +186,9 @@ def test_wrong_lengths_are_refused_in_forward_mode():
         duals = [forward_ad.make_dual(t, torch.ones_like(t)).unsqueeze(0) for t in pair()[:4]]
         with pytest.raises(ValueError, match="lengths_a must lie between 0 and 3"):
             soft_align(*duals, lengths_a=torch.tensor([4]))
+    inputs = pair()
+    with pytest.raises(ValueError, match="lengths_a must lie between 0 and 3"):
+        jvp(call_with(lengths_a=torch.tensor(4)), inputs, inputs)
 
 
 def test_forward_mode_of_nothing():
@@ -185,6 +205,30 @@ COMPILED = {
     "grad of grad": lambda f: grad(lambda t: grad(lambda u: f(u).sin().sum())(t).cos().sum()),
     "grad of vmap": lambda f: grad(lambda t: vmap(f)(t.unsqueeze(0)).sin().sum()),
 }
+
+
+def test_functionalize_alone_and_among_others():
+    inputs = tuple(t.unsqueeze(0).requires_grad_() for t in pair())
+
+    def first(*t):
+        return call_with()(*t)[0]
+
+    def total(*t):
+        return first(*t).sin().sum()
+
+    truth, gradient = first(*inputs), torch.autograd.grad(total(*inputs), inputs[0])[0]
+    assert torch.equal(functionalize(first)(*inputs), truth)
+    assert torch.equal(torch.autograd.grad(functionalize(total)(*inputs), inputs[0])[0], gradient)
+    program = make_fx(functionalize(first))(*inputs)
+    assert "coalign.soft_align.default" in program.code
+    assert torch.equal(program(*inputs), truth)
+    for call, expected in (
+        (functionalize(grad(total)), gradient),
+        (grad(functionalize(total)), gradient),
+        (functionalize(vmap(first)), truth),
+        (vmap(functionalize(first)), truth),
+    ):
+        torch.testing.assert_close(call(*(t.detach() for t in inputs)), expected)
 
 
 @pytest.mark.parametrize("name", COMPILED)
