@@ -153,7 +153,7 @@ class FrozenDecomposableAttention(nn.Module):
             (X.ids_a.contiguous(), X.ids_b.contiguous()),
             (X.offsets_a.contiguous(), X.offsets_b.contiguous()),
             self.compare_weight.contiguous(),
-            self.compare_bias,
+            self.compare_bias.float().contiguous(),
             X.most_tokens,
         )
         return self._classified(found)

@@ -100,12 +100,14 @@ class GraphedTraining:
 
     The numbers are those of steps without graphs, up to rounding and to what dropout draws. The first step, and those
     of further sizes once there are `most` of them, run without a graph, and on a CPU all do. Gradients belong to the
-    graphs: don't change them between steps.
+    graphs: don't change them between steps. Numbers of the optimiser's that are no tensors, and modes, are part of a
+    recording, and once they change it is another one's turn: let a learning rate that is scheduled be a tensor,
+    `lr=torch.tensor(1e-3)`, which recordings read.
 
     Args:
         model: takes a `PairBatch`. optimizer: on a GPU one that can be captured.
         loss: of scores (pairs, classes) and labels (pairs,), leaving labels of -100 out of its mean.
-        autocast: a dtype, or None. most: sizes that are recorded.
+        autocast: a dtype, or None. most: sizes, times modes and the optimiser's numbers, that are recorded.
     """
 
     def __init__(
@@ -131,7 +133,8 @@ class GraphedTraining:
         if device.type != "cuda" or not self._stepped:  # the first step makes the optimiser's state
             self._stepped = True
             return self._step(batch, labels, update=True)
-        return self._graphs.run(batch, labels, self._step, lambda found: found.clone())
+        state = (_modes(self.model), _numbers(self.optimizer))
+        return self._graphs.run(batch, labels, state, self._step, lambda found: found.clone())
 
     def _step(self, batch: PairBatch, labels: Tensor, update: bool) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
@@ -147,8 +150,8 @@ class GraphedTraining:
 class GraphedInference:
     """Scores of a model, frozen or not, on a GPU, recorded once for each size; on a CPU the model is just called.
 
-    model: takes a `PairBatch`. most: sizes that are recorded; further ones run without a graph. The parameters may be
-    changed in place between calls, not exchanged.
+    model: takes a `PairBatch`. most: sizes, times modes, that are recorded; further ones run without a graph. The
+    parameters may be changed in place between calls, not exchanged.
     """
 
     def __init__(self, model: nn.Module, *, most: int = 64) -> None:
@@ -166,7 +169,8 @@ class GraphedInference:
             found: Tensor = self.model(batch)
             return found
         pairs = len(batch)
-        return self._graphs.run(batch, None, lambda X, *_: self.model(X), lambda found: found[:pairs].clone())
+        call = lambda X, *_: self.model(X)  # noqa: E731
+        return self._graphs.run(batch, None, _modes(self.model), call, lambda found: found[:pairs].clone())
 
 
 class _Graphs:
@@ -176,41 +180,72 @@ class _Graphs:
         self.most = most
         self._recorded: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
         self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
 
     def run(
-        self, batch: PairBatch, labels: Tensor | None, step: Callable[..., Tensor], take: Callable[[Tensor], Tensor]
+        self,
+        batch: PairBatch,
+        labels: Tensor | None,
+        state: Any,
+        step: Callable[..., Tensor],
+        take: Callable[[Tensor], Tensor],
     ) -> Tensor:
+        """state: what else a recording holds for."""
+        with torch.cuda.device(batch.device):  # whose kernels a graph records
+            return take(self._run(batch, labels, state, step))
+
+    def _run(self, batch: PairBatch, labels: Tensor | None, state: Any, step: Callable[..., Tensor]) -> Tensor:
         size = size_of(batch)
         filled = fill(batch, size)
         if labels is not None:
             labels = F.pad(labels, (0, size.pairs - len(batch)), value=IGNORED)
-        key = (size, longest_pair(filled), batch.ids_a.dtype, batch.ids_b.dtype)
+        key = (size, longest_pair(filled), batch.ids_a.dtype, batch.ids_b.dtype, state)
         given = [t for t in (filled.ids_a, filled.ids_b, filled.offsets_a, filled.offsets_b, labels) if t is not None]
         if key not in self._recorded:
             if len(self._recorded) >= self.most:
-                return take(step(filled, labels, True))
+                return step(filled, labels, True)
             self._recorded[key] = self._record(filled, labels, given, step)
         graph, read, written = self._recorded[key]
         for to, t in zip(read, given, strict=True):
             to.copy_(t, non_blocking=True)
         graph.replay()
-        return take(written)
+        return written
 
     def _record(
         self, batch: PairBatch, labels: Tensor | None, given: list[Tensor], step: Callable[..., Tensor]
     ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
         """Run once without an update, for what kernels compile and libraries allocate; then record."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        if self._stream is None:
+            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             step(batch, labels, False)
-        torch.cuda.current_stream().wait_stream(aside)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # on a stream of ours, for torch's own is one of whichever device was the first to record
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             written = step(batch, labels, True)
         return graph, given, written
+
+
+def _modes(model: nn.Module) -> tuple[Any, ...]:
+    """What decides, beside the batch, what a model does."""
+    return (
+        tuple(layer.training for layer in model.modules()),
+        getattr(model, "backend", None),
+        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        torch.get_float32_matmul_precision(),
+    )
+
+
+def _numbers(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
+    """What an optimiser hands to its kernels as plain numbers."""
+    return tuple(
+        (name, value)
+        for group in optimizer.param_groups
+        for name, value in sorted(group.items())
+        if name != "params" and isinstance(value, (bool, int, float, tuple))
+    )
 
 
 def _device(model: nn.Module, batch: PairBatch, labels: Tensor | None = None) -> torch.device:

@@ -106,6 +106,17 @@ def test_sizes(embed, hidden, classes, dtype, backend):
     check(backend, model(embed, hidden, classes), pairs((4, 9, 2), (3, 5, 6), torch.int32), dtype)
 
 
+def test_a_model_cast_afterwards(backend):
+    """Its biases are bfloat16 then; sums stay float32."""
+    batch, frozen = pairs(*SHORT), model().freeze()
+    cast = frozen.to(backend.device, torch.bfloat16)
+    cast.backend = backend.name
+    found = cast(batch.to(backend.device)).float().cpu()
+    cast.backend = "reference"
+    expected = cast(batch.to(backend.device)).float().cpu()
+    assert (found - expected).norm() <= 2e-2 * expected.norm()
+
+
 @pytest.mark.usefixtures("poisoned_memory", "large")
 def test_programs_of_several_pairs(monkeypatch, backend):
     if backend.name == "triton":

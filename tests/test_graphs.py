@@ -1,6 +1,7 @@
 """Batches filled up to a few sizes, and CUDA graphs of steps on them."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -136,6 +137,98 @@ def test_devices_must_agree():
     of = model().to("meta")
     with pytest.raises(ValueError, match="the batch must be on meta"):
         GraphedInference(of)(batches(1)[0])
+
+
+class Recorder:
+    """torch.cuda for recordings, without a GPU: what is recorded runs, what is replayed does not."""
+
+    def __init__(self):
+        self.log = []
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    class CUDAGraph:
+        def replay(self):
+            pass
+
+    def current_stream(self):
+        return self.Stream()
+
+    def graph_pool_handle(self):
+        return 0
+
+    def device(self, of):
+        self.log.append(of)
+        return nullcontext()
+
+    def stream(self, of):
+        return nullcontext()
+
+    def graph(self, graph, pool, stream):
+        assert isinstance(stream, self.Stream)
+        return nullcontext()
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    made = Recorder()
+    for name in ("Stream", "CUDAGraph", "current_stream", "graph_pool_handle", "device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(made, name))
+    monkeypatch.setattr("coalign.model.graphs._device", lambda *_: torch.device("cuda", 1))
+    return made
+
+
+def test_a_recording_is_made_on_the_batchs_device(recorder):
+    infer, batch = GraphedInference(model()), batches(1)[0]
+    infer(batch)
+    assert recorder.log == [batch.device]
+
+
+def test_modes_have_recordings_of_their_own(recorder):
+    """A graph replays what was recorded, whatever the model says meanwhile."""
+    seen = []
+
+    class Model(torch.nn.Linear):
+        def forward(self, X):
+            seen.append((self.training, torch.is_autocast_enabled("cuda")))
+            return torch.zeros(len(X), 3)
+
+    of = Model(1, 1)
+    infer, batch = GraphedInference(of), batches(1)[0]
+    for _ in range(2):
+        infer(batch)
+        of.eval()
+        infer(batch)
+        torch.set_autocast_enabled("cuda", True)  # torch.autocast leaves it off where there is no GPU
+        infer(batch)
+        torch.set_autocast_enabled("cuda", False)
+        of.train()
+    recorded = [(True, False), (False, False), (False, True)]
+    assert seen == [mode for mode in recorded for _ in range(2)]  # once to warm up, once recorded
+
+
+def test_an_optimisers_numbers_have_recordings_of_their_own(recorder):
+    rates = []
+
+    class Optimizer(torch.optim.SGD):
+        def step(self):
+            rates.append(self.param_groups[0]["lr"])
+
+    of = model()
+    optimizer = Optimizer(of.parameters(), lr=0.1)
+    step, batch, labels = GraphedTraining(of, optimizer), batches(1)[0], torch.tensor([0, 1, 2])
+    for rate in (0.1, 0.1, 0.1, 0.01, 0.01, 0.1):
+        optimizer.param_groups[0]["lr"] = rate
+        step(batch, labels)
+    assert rates == [0.1, 0.1, 0.01]  # the first step, and one recording for each rate
+    scheduled = torch.tensor(0.1)
+    optimizer.param_groups[0]["lr"] = scheduled
+    for _ in range(3):
+        scheduled *= 0.1
+        step(batch, labels)
+    assert len(rates) == 4  # a tensor is read by the recording
 
 
 def test_float64_stays_so():

@@ -60,7 +60,7 @@ Tensor frozen_sums_of(
   const auto guard = on_device_of(table);
   const int64_t pairs = offsets_a.size(0) - 1;
   const int width = static_cast<int>(weight.size(0));
-  const Tensor sums = new_empty(bias, {pairs, 2 * static_cast<int64_t>(width)});
+  const Tensor sums = new_empty(table, {pairs, 2 * static_cast<int64_t>(width)}, ScalarType::Float);
   if (pairs == 0) return sums;
   with_table(table, arithmetic, [&](auto math) {
     using M = decltype(math);
