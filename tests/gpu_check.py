@@ -24,7 +24,7 @@ TESTS = Path(__file__).parent
 TOOLS = ("memcheck", "racecheck", "initcheck")
 # Of coalign's kernels alone: PyTorch's are many, and not ours to mend. Without the caching allocator every tensor is an
 # allocation of its own, so that memcheck sees a read past its end.
-WATCH = ("compute-sanitizer", "--kernel-regex", "kns=coalign", "--error-exitcode", "1")
+WATCH = ("compute-sanitizer", "--kernel-name", "kns=coalign", "--error-exitcode", "1")
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 SMALL = [
     Case("tile of 16", 16, 9, h=13, d_a=9, d_b=3, tokens_a=(16, 3), extent_a="lengths"),

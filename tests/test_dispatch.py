@@ -249,15 +249,16 @@ def test_first_call_ever_may_be_compiled():
 
 
 @pytest.mark.parametrize(
-    ("capability", "hip", "dtype", "reason"),
+    ("capability", "hip", "dtype", "rows", "reason"),
     [
-        ((8, 0), "6.2", torch.float32, "NVIDIA's GPUs"),
-        ((6, 1), None, torch.float32, r"capability is 6\.1; the CUDA kernels need 7\.0"),
-        ((8, 0), None, torch.float64, "float64 is for the reference"),
-        ((8, 0), None, torch.bfloat16, "no nvcc in this test"),
+        ((8, 0), "6.2", torch.float32, 5, "NVIDIA's GPUs"),
+        ((6, 1), None, torch.float32, 5, r"capability is 6\.1; the CUDA kernels need 7\.0"),
+        ((8, 0), None, torch.float64, 5, "float64 is for the reference"),
+        ((8, 0), None, torch.float32, 65535 * 64 + 1, "take up to 4194240 rows a side"),
+        ((8, 0), None, torch.bfloat16, 65535 * 64, "no nvcc in this test"),
     ],
 )
-def test_native_on_a_gpu_says_why_not(monkeypatch, capability, hip, dtype, reason):
+def test_native_on_a_gpu_says_why_not(monkeypatch, capability, hip, dtype, rows, reason):
     """Without a GPU: the reasons come in this order, and building the kernels is the last thing tried."""
     from coalign.kernels import gpu
     from coalign.kernels.native import build_cuda
@@ -265,7 +266,7 @@ def test_native_on_a_gpu_says_why_not(monkeypatch, capability, hip, dtype, reaso
     monkeypatch.setattr(gpu, "capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(build_cuda, "extension", SimpleNamespace(reason=lambda: "no nvcc in this test"))
-    problem = Problem(torch.device("cuda", 0), dtype, 1, 5, 4, 8, 6, 5, "full", "full", False, False)
+    problem = Problem(torch.device("cuda", 0), dtype, 1, rows, 4, 8, 6, 5, "full", "full", False, False)
     (found,) = dispatch.backend("native").unsupported(problem)
     assert re.search(reason, found)
 

@@ -192,6 +192,8 @@ BIG_SCORES = [
         Case("ragged", 12, 9, tokens_a=(12, 2), tokens_b=(1, 9), extent_a="lengths", extent_b="lengths"),
         Case("bfloat16", 12, 9, dtype=torch.bfloat16),
         Case("float16, long", 9, 140, dtype=torch.float16),
+        Case("scaled", 15, 8, h=200, d_a=100, d_b=100, scale=0.3, seed=2),
+        Case("scaled, with a bias, long", 140, 9, scale=0.3, bias="full"),
     )
 ]
 

@@ -7,6 +7,9 @@
 
 #include <cstdint>
 #include <optional>
+#include <type_traits>
+
+#include "storage.cuh"
 
 #ifndef DISPATCH_KEY
 #define DISPATCH_KEY CUDA
@@ -23,7 +26,22 @@ using Maybe = std::optional<Tensor>;
 constexpr int64_t kTensorCores = 1;
 
 template <class S>
+constexpr ScalarType kTypeOf = ScalarType::Undefined;
+template <>
+inline constexpr ScalarType kTypeOf<float> = ScalarType::Float;
+template <>
+inline constexpr ScalarType kTypeOf<BFloat16> = ScalarType::BFloat16;
+template <>
+inline constexpr ScalarType kTypeOf<Float16> = ScalarType::Half;
+template <>
+inline constexpr ScalarType kTypeOf<int32_t> = ScalarType::Int;
+template <>
+inline constexpr ScalarType kTypeOf<int64_t> = ScalarType::Long;
+
+// A kernel would take any bytes for numbers of its own type.
+template <class S>
 S* data(const Tensor& t) {
+  STD_TORCH_CHECK(t.scalar_type() == kTypeOf<std::remove_const_t<S>>, "a tensor of another type than the kernel reads");
   return static_cast<S*>(t.data_ptr());
 }
 

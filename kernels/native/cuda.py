@@ -16,6 +16,7 @@ from .. import gpu
 from ..problem import Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side
 from . import build_cuda
 
+MOST_ROWS = 65535 * 64  # as many tiles as a grid may have blocks in its second dimension
 NO_FLOAT64 = "float64 is for the reference and, on the CPU, for this backend; use float32 or lower"
 _KINDS = {"full": 0, "mask": 1, "lengths": 2, "offsets": 3}  # csrc/cuda/call.cuh
 
@@ -30,7 +31,16 @@ class Machine(NamedTuple):
 
 def unsupported(problem: Problem) -> list[str]:
     """Why the CUDA kernels can't serve the problem; the first one that they could serve builds them."""
-    return [NO_FLOAT64] if problem.dtype == torch.float64 else unavailable(problem.device)
+    return beyond(problem) or unavailable(problem.device)
+
+
+def beyond(problem: Problem) -> list[str]:
+    """Why no GPU's CUDA kernels can serve the problem."""
+    if problem.dtype == torch.float64:
+        return [NO_FLOAT64]
+    if max(problem.length_a, problem.length_b) > MOST_ROWS:
+        return [f"the CUDA kernels take up to {MOST_ROWS} rows a side"]
+    return []
 
 
 def unavailable(device: torch.device) -> list[str]:

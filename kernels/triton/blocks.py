@@ -124,18 +124,25 @@ def products_with(
 
 
 @triton.jit
+def power_of_e(x):
+    """e to the x. Of differences: a score or log-sum-exp scaled to units of log 2 before would be rounded by as much
+    as a large one's last place, and weights no longer sum to 1."""
+    return tl.exp2(x * LOG2E)
+
+
+@triton.jit
 def scores(
     products, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale, clamp,
     HAS_BIAS: tl.constexpr, CLAMPED: tl.constexpr,
 ):  # fmt: skip
-    """A (M, N) block of e in units of log 2 from f_a f_bᵀ, -inf where either side has no token."""
-    e = products * (scale * LOG2E)
+    """A (M, N) block of e from f_a f_bᵀ, -inf where either side has no token."""
+    e = products * scale
     if CLAMPED:
-        e = tl.where(e > clamp * LOG2E, clamp * LOG2E, tl.where(e < -clamp * LOG2E, -clamp * LOG2E, e))
+        e = tl.where(e > clamp, clamp, tl.where(e < -clamp, -clamp, e))
     keep = keep_m[:, None] & keep_n[None, :]
     if HAS_BIAS:
         o_bias = o_m.to(tl.int64)[:, None] * s_bias_m + o_n.to(tl.int64)[None, :] * s_bias_n
-        e += tl.load(p_bias + o_bias, mask=keep, other=0.0).to(tl.float32) * LOG2E
+        e += tl.load(p_bias + o_bias, mask=keep, other=0.0).to(tl.float32)
     return tl.where(keep, e, float("-inf"))
 
 
@@ -144,7 +151,7 @@ def through_clamp(de, products, scale, clamp, CLAMPED: tl.constexpr):
     """The gradient of scale * products, where de is that of the scores; the clamp stops what is beyond it."""
     de *= scale
     if CLAMPED:
-        de = tl.where(tl.abs(products * (scale * LOG2E)) > clamp * LOG2E, 0.0, de)
+        de = tl.where(tl.abs(products * scale) > clamp, 0.0, de)
     return de
 
 
@@ -170,10 +177,10 @@ def kept(weights, p_seed, pair, o_i, o_j, least, factor, SIDE: tl.constexpr, DRO
 
 @triton.jit
 def softmax(e, AXIS: tl.constexpr):
-    """Softmax of e (in units of log 2) along an axis, and its log-sum-exp; 0 and -inf where all is -inf."""
+    """Softmax of e along an axis, and its log-sum-exp; 0 and -inf where all is -inf."""
     peak = tl.max(e, AXIS, keep_dims=True)
     peak = tl.where(peak == float("-inf"), 0.0, peak)
-    weights = tl.exp2(e - peak)
+    weights = power_of_e(e - peak)
     total = tl.sum(weights, AXIS, keep_dims=True)
     lse, total = close(peak, total)
     return weights / total, tl.reshape(lse, (e.shape[1 - AXIS],))
@@ -181,17 +188,17 @@ def softmax(e, AXIS: tl.constexpr):
 
 @triton.jit
 def close(peak, total):
-    """The log-sum-exp of a softmax with this peak (in units of log 2) and total, and a total to divide by.
+    """The log-sum-exp of a softmax with this peak and total, and a total to divide by.
 
     Where nothing was summed: -inf, and 1, so that the weights there stay 0.
     """
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
-    return tl.where(empty, float("-inf"), (peak + tl.log2(total)) * LN2), total
+    return tl.where(empty, float("-inf"), peak + tl.log2(total) * LN2), total
 
 
 @triton.jit
 def load_closed_lse(p_lse, o_row, keep):
-    """The LSE in units of log 2; +inf where nothing was summed, so that exp2(e - lse) is 0 there."""
-    lse = tl.load(p_lse + o_row, mask=keep, other=float("-inf")) * LOG2E
+    """The LSE; +inf where nothing was summed, so that exp(e - lse) is 0 there."""
+    lse = tl.load(p_lse + o_row, mask=keep, other=float("-inf"))
     return tl.where(lse == float("-inf"), float("inf"), lse)

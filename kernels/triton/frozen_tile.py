@@ -81,7 +81,7 @@ def _sum_group(
         e = dot(f, tl.trans(f), e, PRECISION, UPCAST)
     partners = (in_b[:, None] != in_b[None, :]) & (of_pair[:, None] == of_pair[None, :])
     partners = partners & keep[:, None] & keep[None, :]
-    weights, _ = softmax(tl.where(partners, e * 1.4426950408889634, float("-inf")), 1)
+    weights, _ = softmax(tl.where(partners, e, float("-inf")), 1)
     weights = weights.to(dtype)
 
     o_out = tl.arange(0, WIDTH)

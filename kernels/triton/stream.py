@@ -12,7 +12,7 @@ more, from L2.
 import triton
 import triton.language as tl
 
-from .blocks import close, dot, kept, load_block, locate, place, products_with, scores, store_block, tokens
+from .blocks import close, dot, kept, load_block, locate, place, power_of_e, products_with, scores, store_block, tokens
 
 
 @triton.jit
@@ -92,8 +92,8 @@ def _attend(
             b_x = load_block(p_x_other, o_n, o_d, keep_n, ROW_X_OTHER, D)  # (N, BLOCK_D)
             new_peak = tl.maximum(peak, tl.max(e, 1))
             shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
-            weights = tl.exp2(e - shift[:, None])
-            fade = tl.exp2(peak - shift)
+            weights = power_of_e(e - shift[:, None])
+            fade = power_of_e(peak - shift)
             total = total * fade + tl.sum(weights, 1)
             o_i = o_m[:, None] if SIDE == 0 else o_n[None, :]
             o_j = o_n[None, :] if SIDE == 0 else o_m[:, None]

@@ -25,6 +25,7 @@ from .blocks import (
     load_closed_lse,
     locate,
     place,
+    power_of_e,
     products_with,
     scores,
     store_block,
@@ -152,7 +153,7 @@ def _differentiate(
                 b_f, p_f, p_f_other, o_m, o_n, keep_m, keep_n, ROW_F, ROW_F_OTHER, H, BLOCK_H, PRECISION, UPCAST
             )
             e = scores(ff, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale, clamp, HAS_BIAS, CLAMPED)
-            p = tl.exp2(e - lse[:, None])
+            p = power_of_e(e - lse[:, None])
             dp = products_with(
                 b_dout, p_dout, p_x_other, o_m, o_n, keep_m, keep_n,
                 D_OTHER, ROW_X_OTHER, D_OTHER, BLOCK_D, PRECISION, UPCAST,
@@ -161,7 +162,7 @@ def _differentiate(
             o_j = o_n[None, :] if SIDE == 0 else o_m[:, None]
             dp = kept(dp, p_seed, pair, o_i, o_j, least, factor, SIDE, DROPS)
             de = p * (dp - delta[:, None])
-            q = tl.exp2(e - load_closed_lse(p_lse_other, o_n, keep_n)[None, :])
+            q = power_of_e(e - load_closed_lse(p_lse_other, o_n, keep_n)[None, :])
             dq = products_with(
                 b_x, p_x, p_dout_other, o_m, o_n, keep_m, keep_n, ROW_X, D, D, BLOCK_D, PRECISION, UPCAST
             )

@@ -20,6 +20,7 @@ from .blocks import (
     load_closed_lse,
     locate,
     place,
+    power_of_e,
     products,
     scores,
     store_block,
@@ -105,7 +106,7 @@ def _differentiate(
     e = scores(ff, o_m, o_n, keep_m, keep_n, p_bias, s_bias_m, s_bias_n, scale, clamp, HAS_BIAS, CLAMPED)
     dtype = p_a.dtype.element_ty
 
-    p = tl.exp2(e - load_closed_lse(p_lse_a, o_m, keep_m)[:, None])
+    p = power_of_e(e - load_closed_lse(p_lse_a, o_m, keep_m)[:, None])
     dp = tl.zeros((TILE, TILE), tl.float32)
     o_i, o_j = o_m[:, None], o_n[None, :]
     p_t = tl.trans(kept(p, p_seed, pair, o_i, o_j, least_p, factor_p, 0, DROPS).to(dtype))
@@ -122,7 +123,7 @@ def _differentiate(
         delta -= tl.load(p_dlse_a + o_m, mask=keep_m, other=0.0)
     de = p * (dp - delta[:, None])
 
-    q = tl.exp2(e - load_closed_lse(p_lse_b, o_n, keep_n)[None, :])
+    q = power_of_e(e - load_closed_lse(p_lse_b, o_n, keep_n)[None, :])
     dq = tl.zeros((TILE, TILE), tl.float32)
     q_16 = kept(q, p_seed, pair, o_i, o_j, least_q, factor_q, 1, DROPS).to(dtype)
     for d in range(0, D_A, BLOCK_D):

@@ -75,7 +75,7 @@ def device(which: Device) -> Iterator[None]:
 
 def unsupported(problem: Problem) -> list[str]:
     library()
-    return [cuda.NO_FLOAT64] if problem.dtype == torch.float64 else []
+    return cuda.beyond(problem)
 
 
 def forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:

@@ -347,6 +347,7 @@ void mma_16bit(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared, int64_t, Arguments... arguments) {
   using namespace simulator;
+  if (grid.y > 65535 || grid.z > 65535) throw std::runtime_error("simulated GPU: the grid is larger than a GPU takes");
   const std::lock_guard<std::mutex> alone(one_launch_at_a_time);
   Block b;
   b.threads = std::vector<Thread>(threads);
