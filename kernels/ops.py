@@ -60,6 +60,8 @@ def align(
         # An exported program would hold what is inside a Function under no_grad: it takes the operator's own gradient.
         recorded = torch.is_grad_enabled() and not torch.compiler.is_exporting()
         return Alignment(*_SoftAlign.apply(*_apart(operands))) if recorded else _forward(a, b, bias, rule, backend)
+    if traced():
+        return _forward(a, b, bias, rule, backend)  # a trace would hold a Function as a call of Python
     if transforms.forward_mode() or (transforming and rule.seed is not None):
         return _by_reference(a, b, bias, rule, backend)
     if transforming and transforms.functionalizing():
@@ -109,7 +111,7 @@ def _backward(
 
 # Absent from some future PyTorch, it leaves every call to the operator, which is always right.
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
-_traced = getattr(torch._C, "_get_tracing_state", torch.jit.is_tracing)  # the latter takes six times as long
+traced = getattr(torch._C, "_get_tracing_state", torch.jit.is_tracing)  # the latter takes six times as long
 
 
 def unobserved(arguments: tuple[Any, ...]) -> bool:
@@ -120,7 +122,7 @@ def unobserved(arguments: tuple[Any, ...]) -> bool:
 
 def no_modes() -> bool:
     """Whether no dispatch mode, no function transform and no torch.jit.trace is at work."""
-    return _modes() == 0 and not _traced() and not transforms.transforming()
+    return _modes() == 0 and not traced() and not transforms.transforming()
 
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None), int})

@@ -36,10 +36,14 @@ def exchanged(model: DecomposableAttention) -> str | None:
     if projection is not None and not (_is_linear(projection, "weight") and projection.bias is None):
         return "projection"
     for part, name in NETWORKS:
-        network = inside[part]._modules.get(name)
-        if type(network) is not FeedForward or are_hooked(network) or not network.is_unchanged():
+        if not is_as_made(inside[part]._modules.get(name)):
             return f"{part}.{name}"
     return None if _is_linear(inside["aggregate"]._modules.get("linear"), "weight", "bias") else "aggregate.linear"
+
+
+def is_as_made(network: nn.Module | None) -> bool:
+    """Whether a network is one of ours, unchanged and without hooks."""
+    return type(network) is FeedForward and not are_hooked(network) and network.is_unchanged()
 
 
 def _is_linear(layer: nn.Module | None, *parameters: str) -> bool:

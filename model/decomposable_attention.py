@@ -11,6 +11,7 @@ from ..kernels import autocast
 from ..kernels.ops import unobserved
 from . import inference, plain
 from .aggregate import Aggregate
+from .as_made import exchanged, is_as_made
 from .attend import Attend
 from .compare import Compare
 from .frozen import FrozenDecomposableAttention
@@ -186,21 +187,12 @@ class DecomposableAttention(nn.Module):
         )
 
     def _is_observed(self, ids: Tensor) -> bool:
-        """Whether somebody looks at what is inside, or has put something else there."""
-        inside: list[nn.Module | None] = [
-            self.embedding,
-            self.attend,
-            self.compare,
-            self.aggregate,
-            self.intra_attention,
-        ]
-        kinds = [nn.Embedding, Attend, Compare, Aggregate, type(None) if inside[-1] is None else IntraAttention]
-        if [type(layer) for layer in inside] != kinds or not unobserved((ids, self.embedding.weight)):
+        """Whether somebody looks at what is inside, or has put something else there: it may look at a word's
+        neighbours, which in a packed batch are another sentence's."""
+        if exchanged(self) is not None or not unobserved((ids, self.embedding.weight)):
             return True
-        inside += [self.projection, self.attend.f, self.compare.g, self.aggregate.h, self.aggregate.linear]
-        if self.intra_attention is not None:
-            inside.append(self.intra_attention.f)
-        return are_hooked(*(layer for layer in inside if layer is not None))
+        own = self.intra_attention
+        return own is not None and (type(own) is not IntraAttention or are_hooked(own) or not is_as_made(own.f))
 
     def _packed_scores(self, X: PairBatch) -> Tensor:
         if X.device.type == "cpu" and unobserved((X.ids_a, X.ids_b)):

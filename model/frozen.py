@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels import BackendUnavailable
+from ..kernels import BackendUnavailable, autocast
 from ..kernels.dispatch import requested
 from ..kernels.native import cuda_frozen as cuda
 from ..kernels.native import frozen as native
@@ -60,7 +60,7 @@ class FrozenDecomposableAttention(nn.Module):
 
     Raises:
         ValueError: another dtype, or a model with intra-sentence attention, in which nothing but the look-up depends
-            on one word alone. TypeError: a model some of whose layers were exchanged, or have hooks.
+            on one word alone. TypeError: a model some of whose layers were exchanged, have hooks, or are sharded.
     """
 
     def __init__(self, model: DecomposableAttention, dtype: torch.dtype = torch.float32) -> None:
@@ -73,7 +73,10 @@ class FrozenDecomposableAttention(nn.Module):
             )
         if name := exchanged(model):
             raise TypeError(f"{name} is not as the model was made with it: exchanged layers or hooks can't be frozen")
-        with torch.no_grad(), torch.autocast(model.embedding.weight.device.type, enabled=False):
+        for name, p in model.named_parameters():
+            if type(p) is not nn.Parameter:
+                raise TypeError(f"{name} is a {type(p).__name__}; gather it first: only plain tensors are frozen")
+        with torch.no_grad(), autocast.off(model.embedding.weight.device.type):
             state = {"table": _vocabulary_table(model, dtype)}
             for name, linear in zip(LAYERS, _later_layers(model), strict=True):
                 state[f"{name}_weight"] = linear.weight.to(dtype, copy=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from itertools import chain
 
 import numpy as np
@@ -28,9 +28,8 @@ class PairBatch:
         offsets_a, offsets_b: (pairs + 1,) int32, on the ids' device: from 0, never falling, up to the total.
         lengths_a, lengths_b: (pairs,) int32, on the host, and there they stay. Left out, they are taken from the
             offsets, for which a GPU must be waited for.
-
-    Attributes:
-        max_length_a, max_length_b: the longest premise and hypothesis.
+        max_length_a, max_length_b: of the longest premise and hypothesis, or more. Left out, they are taken from the
+            lengths.
 
     Raises:
         TypeError, ValueError: naming the argument and what was expected of it.
@@ -42,14 +41,17 @@ class PairBatch:
     offsets_b: Tensor
     lengths_a: Tensor = None  # type: ignore[assignment]  # never None once made
     lengths_b: Tensor = None  # type: ignore[assignment]
-    max_length_a: int = field(init=False)
-    max_length_b: int = field(init=False)
+    max_length_a: int = None  # type: ignore[assignment]
+    max_length_b: int = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         for letter in "ab":
             lengths = _checked_lengths(letter, self, getattr(self, f"lengths_{letter}"))
             object.__setattr__(self, f"lengths_{letter}", lengths)
-            object.__setattr__(self, f"max_length_{letter}", _longest(lengths))
+            given, longest = getattr(self, f"max_length_{letter}"), _longest(lengths)
+            if given is not None and (type(given) is not int or given < longest):
+                raise ValueError(f"max_length_{letter} must be {longest} or more, of the longest sentence, not {given}")
+            object.__setattr__(self, f"max_length_{letter}", longest if given is None else given)
         if self.offsets_a.shape != self.offsets_b.shape:
             raise ValueError(
                 "offsets_a and offsets_b must describe the same number of pairs; they have "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import transforms
+from ..kernels.ops import traced
 
 
 def sentence_of_token(offsets: Tensor, total: int) -> Tensor:
@@ -27,6 +28,8 @@ def segment_sum(x: Tensor, offsets: Tensor) -> Tensor:
 
     The same bits every time, forward and backward; half precision is summed in float32.
     """
+    if traced():  # a trace would hold a Function as a call of Python
+        return torch.segment_reduce(x.to(_wide(x)), "sum", offsets=offsets.long(), axis=0, unsafe=True).to(x.dtype)
     if not torch.compiler.is_compiling() and (transforms.transforming() or transforms.forward_mode()):
         sentence = sentence_of_token(offsets, x.shape[0])
         return (

@@ -248,6 +248,42 @@ def test_g_has_one_input_for_whoever_looks(changed):
     torch.testing.assert_close(found, half(PAIRS))
 
 
+class Neighbours(nn.Module):
+    """A network that looks at the words beside each word, of whatever width."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.convolution = nn.LazyConv1d(width, 3, padding=1)
+
+    def forward(self, x):
+        return self.convolution(x.mT).mT.relu()
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "width"),
+    [("attend", "f", 20), ("compare", "g", 20), ("intra_attention", "f", 20), (None, "projection", 9)],
+)
+def test_networks_that_look_at_neighbours_see_sentences(part, name, width):
+    """And not a packed batch, in which the next word is another sentence's."""
+    of = model(projection=9, intra_attention=part == "intra_attention")
+    setattr(of if part is None else getattr(of, part), name, Neighbours(width))
+    X = PAIRS.padded(1)
+    with torch.no_grad():
+        found = of(X)
+        of.backend = "reference"
+        torch.testing.assert_close(found, of(X))
+
+
+@pytest.mark.parametrize("name", ["attend.f.1", "compare.g.2", "intra_attention.f.1"])
+def test_hooks_inside_a_network_see_sentences(name):
+    of, seen = model(intra_attention=True), {}
+    of.get_submodule(name).register_forward_hook(lambda layer, given, y: seen.setdefault(of.backend, []).append(y))
+    for backend in (None, "reference"):
+        of.backend = backend
+        of(PAIRS.padded(1))
+    assert {y.shape for y in seen[None]} == {y.shape for y in seen["reference"]}
+
+
 def test_an_embedding_put_in_keeps_the_padding():
     of, X = model(), (torch.tensor([[5, 6, 1, 1]]), torch.tensor([[7, 1, 1, 1]]))
     expected = of(X)
@@ -273,3 +309,24 @@ def test_gradients_scaled_by_frequency(given):
         of(X).sum().backward()
         gradients.append(of.embedding.weight.grad)
     torch.testing.assert_close(*gradients)
+
+
+def test_a_model_without_memory():
+    """On the meta device, to be given its numbers by load_state_dict(assign=True)."""
+    with torch.device("meta"):
+        skeleton = DecomposableAttention.from_sizes(60, 12, 20).freeze()
+    whole = DecomposableAttention.from_sizes(60, 12, 20).eval().freeze()
+    skeleton.load_state_dict(whole.state_dict(), assign=True)
+    batch = PairBatch.from_lists([[5, 2, 7], [9]], [[2], [6, 3, 9]])
+    assert torch.equal(skeleton(batch), whole(batch))
+
+
+class Sharded(torch.nn.Parameter):
+    pass
+
+
+def test_parameters_that_are_no_plain_tensors_are_refused():
+    of = DecomposableAttention.from_sizes(60, 12, 20)
+    of.embedding.weight = Sharded(of.embedding.weight.detach())
+    with pytest.raises(TypeError, match=r"embedding\.weight is a Sharded; gather it"):
+        of.freeze()

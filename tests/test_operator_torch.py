@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from typing import Any
 
@@ -255,15 +256,18 @@ def test_compile_a_view_of_what_is_written_later():
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("made", ["exported", "exported strictly", "traced without gradients"])
+@pytest.mark.parametrize("made", ["exported", "exported strictly", "traced", "traced without gradients"])
 def test_programs_train(made, backend):
     """They hold the operator with no soft_align around it."""
     module, inputs = module_and_inputs(backend)
     if made.startswith("exported"):
         program = torch.export.export(module, tuple(inputs), strict=made == "exported strictly").module()
     else:
-        with torch.no_grad():
-            program = torch.jit.trace(module, tuple(inputs))
+        with torch.set_grad_enabled(made == "traced"):
+            traced = torch.jit.trace(module, tuple(inputs))
+        torch.jit.save(traced, file := io.BytesIO())
+        file.seek(0)
+        program = torch.jit.load(file)
     results = []
     for call in (program, module):
         loss = sum(o.square().sum() for o in call(*inputs)[:2])

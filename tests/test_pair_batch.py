@@ -1,5 +1,6 @@
 """Packed batches, and the model on them against the masked padded model."""
 
+import dataclasses
 import pickle
 import random
 from itertools import pairwise
@@ -47,6 +48,17 @@ def same(a, b):
         a.max_length_a,
         a.max_length_b,
     ) == (b.max_length_a, b.max_length_b)
+
+
+def test_wrappers_make_it_anew_from_its_fields():
+    """As torch's mixed precision for several devices does, with casts of tensors of floats."""
+    batch = PairBatch.from_lists([[1, 2], [3]], [[4], [5, 6, 7]])
+    again = dataclasses.replace(batch, **{own.name: getattr(batch, own.name) for own in dataclasses.fields(batch)})
+    assert all(getattr(again, own.name) is getattr(batch, own.name) for own in dataclasses.fields(batch))
+    for wrong in (2, 3.0, True):
+        with pytest.raises(ValueError, match="max_length_b must be 3 or more"):
+            dataclasses.replace(batch, max_length_b=wrong)
+    assert dataclasses.replace(batch, max_length_b=8).max_length_b == 8
 
 
 def test_ids_stay_whole_numbers():
@@ -316,6 +328,16 @@ def test_segment_sums(dtype):
     (gradient,) = torch.autograd.grad(found, x, weights)
     assert torch.equal(gradient, weights[[1, *[2] * 269, *[4] * 30]])
     assert sentence_of_token(offsets, 300).bincount(minlength=6).tolist() == [0, 1, 269, 0, 30, 0]
+
+
+def test_traced_segment_sums():
+    x, offsets = torch.randn(7, 3, requires_grad=True), torch.tensor([0, 2, 2, 7], dtype=torch.int32)
+    traced = torch.jit.trace(segment_sum, (x, offsets))
+    for given in ((x, offsets), (torch.randn(4, 3, requires_grad=True), offsets[:2] * 2)):
+        found, expected = traced(*given), segment_sum(*given)
+        torch.testing.assert_close(found, expected)
+        gradients = [torch.autograd.grad(y.sin().sum(), given[0])[0] for y in (found, expected)]
+        torch.testing.assert_close(*gradients)
 
 
 def test_segment_sums_have_two_derivatives():
