@@ -239,9 +239,13 @@ def explain(
     # fmt: on
     """Say which backend would serve `soft_align` with these arguments, and why the others would not.
 
+    Operands are padded ones; nested tensors raise a TypeError.
+
     Returns:
         A table as text, a line a backend; where an operand requires grad, a second one for the backward pass.
     """
+    if any(map(is_nested, (f_a, f_b, a, b))):
+        raise TypeError("explain takes padded operands, not nested ones, which are served as packed pairs are")
     a_side, b_side, bias, factor = _padded(f_a, f_b, a, b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
     # checked with some seed: drawing one would change what the caller draws next
     make_rule(factor, clamp, dropout, f_a.new_zeros((), dtype=torch.int64) if seed is None else seed, f_a)

@@ -214,9 +214,6 @@ def _by_reference(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: st
     dispatch.requested(backend)
     if not torch.compiler.is_compiling():
         _check_extents(a, b)
-    if _nothing_to_align(a, b):
-        with torch.no_grad():
-            return _forward(a, b, bias, rule, backend)
     return reference.forward(a, b, bias, rule)
 
 

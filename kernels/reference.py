@@ -90,8 +90,8 @@ def _forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
     p, q = _dropped(p, kept_p), _dropped(q, kept_q)
     beta = p @ _tokens(b.x, keep_b)
     alpha = q.mT @ _tokens(a.x, keep_a)
-    if beta.requires_grad:  # autograd multiplies arriving gradients by p and q, where 0 * NaN would be NaN
-        beta, alpha = _tokens(beta, keep_a), _tokens(alpha, keep_b)
+    # p and q are 0 there, but 0 * NaN is not: of values of tokens here, of arriving gradients in autograd
+    beta, alpha = _tokens(beta, keep_a), _tokens(alpha, keep_b)
     return Alignment(beta.to(dtype), alpha.to(dtype), lse_a, lse_b)
 
 

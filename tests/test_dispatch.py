@@ -121,6 +121,12 @@ def test_explain_knows_every_gradient_and_draws_nothing(learned):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_explain_takes_no_nested_tensors():
+    x = torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(4, 3)], layout=torch.jagged)
+    with pytest.raises(TypeError, match="explain takes padded operands, not nested ones"):
+        explain(x, x, x, x)
+
+
 def test_explain(fake_backends):
     operands = ORDINARY.operands()
     forward = explain(operands.f_a, operands.f_b, operands.a, operands.b).splitlines()

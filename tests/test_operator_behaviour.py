@@ -349,3 +349,12 @@ def test_a_gradient_of_what_was_not_aligned_is_no_others(backend):
     torch.where(found.lse_a > -1e9, found.lse_a.square(), 0.0).sum().backward()
     assert all(leaf.grad is None or leaf.grad.isfinite().all() for leaf in leaves)
     assert leaves[0].grad.norm() > 0
+
+
+@pytest.mark.parametrize("m", [1, 7, 70])
+def test_one_tokens_lse_is_its_score(m, backend):
+    """However small: the logarithm of an exponential would have lost its digits."""
+    f_a, f_b = (torch.randn(2, rows, 5, device=backend.device) * 1e-3 for rows in (m, 1))
+    lse = soft_align(f_a, f_b, f_a, f_b, return_lse=True, backend=backend.name).lse_a
+    scores = (f_a.double() @ f_b.double().mT).squeeze(-1)
+    assert (lse - scores).norm() <= 1e-5 * scores.norm()

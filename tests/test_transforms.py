@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -189,6 +191,54 @@ def test_wrong_lengths_are_refused_in_forward_mode():
     inputs = pair()
     with pytest.raises(ValueError, match="lengths_a must lie between 0 and 3"):
         jvp(call_with(lengths_a=torch.tensor(4)), inputs, inputs)
+
+
+def arrived(beta, alpha):
+    """A number to which padding's rows bring nothing, but NaN on their way back."""
+    total = 0
+    for found, count in ((beta, 2), (alpha, 3)):
+        padding = (torch.arange(found.shape[-2]) >= count).unsqueeze(-1)
+        total += torch.where(
+            padding, 0.0, found * torch.ones_like(padding, dtype=found.dtype).masked_fill(padding, torch.nan)
+        ).sum()
+    return total
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("way", ["eager", "vmap", "grad of vmap", "grad of jvp", "vmap in forward mode"])
+def test_nan_arriving_for_padding_stays_there(way, dropout):
+    inputs = [torch.randn(3, 2, *s, requires_grad=True) for s in ((4, 3), (5, 3), (4, 2), (5, 2))]
+    options = {"lengths_a": torch.tensor(2), "lengths_b": torch.tensor(3), "dropout": dropout, "seed": torch.tensor(1)}
+
+    def call(*t):
+        return tuple(soft_align(*t, **options))
+
+    def mapped(*t):
+        return arrived(*vmap(call)(*t))
+
+    def along(*t):
+        return jvp(lambda *u: arrived(*call(*u)), t, t)[1]
+
+    if way in ("grad of vmap", "grad of jvp"):
+        found = grad(mapped if way == "grad of vmap" else along, (0, 1, 2, 3))(*inputs)
+    else:
+        with forward_ad.dual_level() if way == "vmap in forward mode" else nullcontext():
+            found = torch.autograd.grad(arrived(*call(*inputs)) if way == "eager" else mapped(*inputs), inputs)
+    assert all(gradient.isfinite().all() for gradient in found)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradients_of_nothing(dropout):
+    f, x = torch.randn(3, 2, 0, 4, requires_grad=True), torch.randn(3, 2, 5, 4, requires_grad=True)
+
+    def call(f, x):
+        return soft_align(f, x, f, x, dropout=dropout, seed=torch.tensor(1)).alpha
+
+    outputs = [vmap(call)(f, x)]
+    with forward_ad.dual_level():
+        outputs.append(call(f, x))
+    for alpha in outputs:
+        assert not any(gradient.any() for gradient in torch.autograd.grad(alpha.sum(), (f, x)))
 
 
 def test_forward_mode_of_nothing():

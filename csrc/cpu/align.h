@@ -257,7 +257,8 @@ void align_forward(
       const Block at = shop.block(i, a.count, j, b.count);
       scores(shop, a, f_b, at, rule, bias, e);
       const Running<T> in_rows = state_a.from(i), in_columns = state_b.from(j);
-      const bool shared = !drops && shared_weights<kBlock>(
+      // one token alone has the score itself for its log-sum-exp, to the bit
+      const bool shared = !drops && a.count > 1 && b.count > 1 && shared_weights<kBlock>(
           e, at.rows, at.padded, shop.ld(), in_rows, in_columns, share.rows, share.columns, whole);
       const T* weights = shared ? e : p;
       if (share.rows) {
