@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 # Absent from some future PyTorch, they take every call to be a transformed one, which is always right.
+_stack = getattr(getattr(torch._C, "_functorch", None), "get_interpreter_stack", lambda: None)
 _interpreter = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: True)
 
 
@@ -30,14 +31,12 @@ def transforming() -> bool:
 
 def functionalizing() -> bool:
     """Whether torch.func.functionalize is among the transforms: it knows operators but no autograd.Function."""
-    functorch = torch._C._functorch
-    stack = functorch.get_interpreter_stack() or ()
-    return any(i.key() == functorch.TransformType.Functionalize for i in stack)
+    return any(interpreter.key().name == "Functionalize" for interpreter in _stack() or ())
 
 
 def alone() -> bool:
     """Whether one transform is at work, not several."""
-    return len(torch._C._functorch.get_interpreter_stack() or ()) == 1
+    return len(_stack() or ()) == 1
 
 
 def batched(tensors: Iterable[Tensor | None]) -> bool:
@@ -54,7 +53,9 @@ def values(t: Tensor) -> np.ndarray | None:
     stand for several."""
     if not transforming():
         return t.numpy()
-    functorch = torch._C._functorch
+    functorch = getattr(torch._C, "_functorch", None)
+    if functorch is None:
+        return None
     while functorch.is_gradtrackingtensor(t):
         t = functorch.get_unwrapped(t)
     return None if functorch.is_functorch_wrapped_tensor(t) else np.array(t.tolist())

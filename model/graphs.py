@@ -169,8 +169,12 @@ class GraphedInference:
             found: Tensor = self.model(batch)
             return found
         pairs = len(batch)
-        call = lambda X, *_: self.model(X)  # noqa: E731
-        return self._graphs.run(batch, None, _modes(self.model), call, lambda found: found[:pairs].clone())
+
+        def scores(filled: PairBatch, *_: Any) -> Tensor:
+            found: Tensor = self.model(filled)
+            return found
+
+        return self._graphs.run(batch, None, _modes(self.model), scores, lambda found: found[:pairs].clone())
 
 
 class _Graphs:
@@ -234,7 +238,7 @@ def _modes(model: nn.Module) -> tuple[Any, ...]:
         tuple(layer.training for layer in model.modules()),
         getattr(model, "backend", None),
         torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
-        torch.get_float32_matmul_precision(),
+        torch.backends.cuda.matmul.fp32_precision,
     )
 
 
