@@ -6,6 +6,7 @@ installed. Exit status 0: all passed; 1: something failed; 2: there is no GPU.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -85,6 +86,12 @@ def build() -> None:
         sys.exit(reason)
 
 
+def workers() -> tuple[str, ...]:
+    """Several at once, where pytest can: it is compiling kernels for each case that takes the time, on one core."""
+    count = min(8, (os.cpu_count() or 1) // 2)
+    return ("--numprocesses", str(count)) if count > 1 and importlib.util.find_spec("xdist") else ()
+
+
 def main() -> int:
     if not torch.cuda.is_available():
         print("gpu-check: PyTorch sees no GPU here")
@@ -93,7 +100,7 @@ def main() -> int:
     steps = {
         "build the CUDA extension": (*own, "build"),
         "small calls": (*own, "small"),
-        "tests marked gpu": (sys.executable, "-m", "pytest", "-q", "-rs", "-m", "gpu", str(TESTS)),
+        "tests marked gpu": (sys.executable, "-m", "pytest", "-q", "-rs", "-m", "gpu", *workers(), str(TESTS)),
     }
     for tool in TOOLS:
         steps[f"small calls under {tool}"] = (*WATCH, "--tool", tool, *own, "small") if shutil.which(WATCH[0]) else ()
@@ -106,6 +113,7 @@ def main() -> int:
         status = None if ran is None else ran.returncode
         verdict = "left out: compute-sanitizer is not installed" if status is None else "failed" if status else "passed"
         results.append((name, verdict, time.perf_counter() - start))
+        print(f"== {name}: {verdict}", flush=True)
     p = torch.cuda.get_device_properties(0)
     print(f"\ngpu-check of coalign {coalign.__version__}, torch {torch.__version__}, {p.name} ({p.major}.{p.minor})")
     for name, verdict, seconds in results:
