@@ -353,11 +353,12 @@ def _check_extents(a: Side, b: Side) -> None:
                 )
             continue
         steps, total = values[1:] - values[:-1], side.f.shape[0]
-        least, most = (int(steps.min()), int(steps.max())) if steps.size else (0, 0)
-        if values[0] != 0 or values[-1] != total or least < 0:
+        least, most = (int(steps.min()), int(steps.max())) if len(steps) else (0, 0)
+        first, last = int(values[0]), int(values[-1])
+        if first != 0 or last != total or least < 0:
             raise ValueError(
                 f"offsets_{letter} must start at 0, never fall, and end at {total}, the rows of f_{letter}; "
-                f"found a start of {values[0]}, an end of {values[-1]} and a smallest step of {least}"
+                f"found a start of {first}, an end of {last} and a smallest step of {least}"
             )
         if most > side.length:
             raise ValueError(

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -48,9 +47,9 @@ def batched(tensors: Iterable[Tensor | None]) -> bool:
 _is_batched = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda t: False)
 
 
-def values(t: Tensor) -> np.ndarray | None:
-    """The numbers in a tensor on the CPU, also where torch.func has wrapped it for a gradient; None where vmap has it
-    stand for several."""
+def values(t: Tensor) -> Any:
+    """A tensor on the CPU as an array to look at, or, where torch.func has wrapped it for a gradient, as what it has
+    wrapped; None where vmap has it stand for several."""
     if not transforming():
         return t.numpy()
     functorch = getattr(torch._C, "_functorch", None)
@@ -58,7 +57,7 @@ def values(t: Tensor) -> np.ndarray | None:
         return None
     while functorch.is_gradtrackingtensor(t):
         t = functorch.get_unwrapped(t)
-    return None if functorch.is_functorch_wrapped_tensor(t) else np.array(t.tolist())
+    return None if functorch.is_functorch_wrapped_tensor(t) else t
 
 
 def forward_mode() -> bool:
@@ -107,7 +106,7 @@ def _joined_offsets(letter: str, offsets: Tensor, total: int) -> Tensor:
     """
     found = values(offsets) if offsets.device.type == "cpu" and type(offsets) is Tensor else None
     if found is not None:
-        for call, (start, end) in enumerate(found[:, [0, -1]]):
+        for call, (start, end) in enumerate(found[:, [0, -1]].tolist()):
             if start != 0 or end != total:
                 raise ValueError(
                     f"offsets_{letter} must start at 0 and end at {total}, the rows of f_{letter}; "
