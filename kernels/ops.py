@@ -52,25 +52,25 @@ def align(
 
     Sides are 3-d or 4-d when padded and 2-d when packed; bias is None or broadcasts to (*batch, m, n).
     """
-    transforming, operands = transforms.transforming(), flat(a, b, bias, rule, backend)
+    transforming, call = transforms.transforming(), (a, b, bias, rule, backend)
     if torch.compiler.is_compiling():
         if transforming or transforms.forward_mode():
-            return _by_reference(a, b, bias, rule, backend)
+            return _by_reference(*call)
         # Not asking requires_grad, for what a tensor says of it while it is traced may be no longer, or not yet, so.
         # An exported program would hold what is inside a Function under no_grad: it takes the operator's own gradient.
         recorded = torch.is_grad_enabled() and not torch.compiler.is_exporting()
-        return Alignment(*_SoftAlign.apply(*_apart(operands))) if recorded else _forward(a, b, bias, rule, backend)
+        return Alignment(*_SoftAlign.apply(*_apart(flat(*call)))) if recorded else _forward(*call)
     if traced():
-        return _forward(a, b, bias, rule, backend)  # a trace would hold a Function as a call of Python
+        return _forward(*call)  # a trace would hold a Function as a call of Python
     if transforms.forward_mode() or (transforming and rule.seed is not None):
-        return _by_reference(a, b, bias, rule, backend)
+        return _by_reference(*call)
     if transforming and transforms.functionalizing():
-        return (_forward if transforms.alone() else _by_reference)(a, b, bias, rule, backend)
+        return (_forward if transforms.alone() else _by_reference)(*call)
     if transforming:
-        return Alignment(*_Transformed.apply(*operands))
+        return Alignment(*_Transformed.apply(*flat(*call)))
     if records() and any(t is not None and t.requires_grad for t in (a.f, b.f, a.x, b.x, bias)):
-        return Alignment(*_SoftAlign.apply(*operands))
-    return _forward(a, b, bias, rule, backend)
+        return Alignment(*_SoftAlign.apply(*flat(*call)))
+    return _forward(*call)
 
 
 def records() -> bool:

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 # Absent from some future PyTorch, they take every call to be a transformed one, which is always right.
-_stack = getattr(getattr(torch._C, "_functorch", None), "get_interpreter_stack", lambda: None)
-_interpreter = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: True)
+_functorch: Any = getattr(torch._C, "_functorch", None)
+_stack = getattr(_functorch, "get_interpreter_stack", lambda: None)
+_interpreter = getattr(_functorch, "peek_interpreter_stack", lambda: True)
 
 
 def transforming() -> bool:
@@ -44,7 +45,7 @@ def batched(tensors: Iterable[Tensor | None]) -> bool:
     return transforming() or any(t is not None and _is_batched(t) for t in tensors)
 
 
-_is_batched = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda t: False)
+_is_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda t: False)
 
 
 def values(t: Tensor) -> Any:
@@ -52,12 +53,11 @@ def values(t: Tensor) -> Any:
     wrapped; None where vmap has it stand for several."""
     if not transforming():
         return t.numpy()
-    functorch = getattr(torch._C, "_functorch", None)
-    if functorch is None:
+    if _functorch is None:
         return None
-    while functorch.is_gradtrackingtensor(t):
-        t = functorch.get_unwrapped(t)
-    return None if functorch.is_functorch_wrapped_tensor(t) else t
+    while _functorch.is_gradtrackingtensor(t):
+        t = _functorch.get_unwrapped(t)
+    return None if _functorch.is_functorch_wrapped_tensor(t) else t
 
 
 def forward_mode() -> bool:

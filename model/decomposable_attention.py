@@ -266,8 +266,6 @@ class DecomposableAttention(nn.Module):
         self, X: tuple[Tensor, Tensor] | PairBatch, masks: Pair | None, lengths: Pair | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
         """Padded ids, and what says which of them are tokens."""
-        if isinstance(X, PairBatch):
-            lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
         return padded_pair(X, masks, lengths, self.padding_idx, self._words())
 
     def _words(self) -> int | None:

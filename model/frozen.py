@@ -226,8 +226,6 @@ class FrozenDecomposableAttention(nn.Module):
         return found
 
     def _plain(self, X: tuple[Tensor, Tensor] | PairBatch, masks: Pair | None, lengths: Pair | None) -> Tensor:
-        if isinstance(X, PairBatch):
-            lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
         ids_a, ids_b, given = padded_pair(X, masks, lengths, self.padding_idx, self.table.shape[0])
         rows_a, rows_b = self.table[ids_a], self.table[ids_b]
         mask_a = as_mask("a", rows_a, given["mask_a"], given["lengths_a"])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..kernels.ops import unobserved
 from .masks import of_both
+from .pair_batch import PairBatch
 
 Pair = tuple[Tensor | None, Tensor | None]
 
@@ -33,7 +34,7 @@ def check_ids(name: str, ids: object, vocabulary: int | None, *, ndim: int = 2, 
 
 
 def padded_pair(
-    X: tuple[Tensor, Tensor],
+    X: tuple[Tensor, Tensor] | PairBatch,
     masks: Pair | None,
     lengths: Pair | None,
     padding_idx: int | None,
@@ -43,8 +44,10 @@ def padded_pair(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
     """Premises and hypotheses, checked, and their masks and lengths by the names that the layers give them.
 
-    Without any mask or lengths, what is not padding_idx is a token.
+    Without any mask or lengths, what is not padding_idx is a token. A `PairBatch` is padded for it; it has lengths.
     """
+    if isinstance(X, PairBatch):
+        lengths, X = (X.offsets_a.diff(), X.offsets_b.diff()), X.padded(0)
     try:
         premises, hypotheses = X
     except (TypeError, ValueError):

@@ -130,7 +130,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             digest=about.get("digest", ""),
             validated=about.get("validated", ""),
         )
-    except (ValueError, KeyError, TypeError, SafetensorError) as reason:
+    except (ValueError, KeyError, TypeError) as reason:
         if isinstance(reason, DataError):
             raise
         raise DataError(f"{path} is no checkpoint of this program: {reason}") from None
