@@ -81,14 +81,20 @@ def environment(kind: str) -> dict[str, Any]:
 
 @cache
 def device(kind: str) -> str:
-    """The GPU by name; or the processor by name, and its vector instructions."""
+    """The GPU by name; or the processor by name, and its vector instructions.
+
+    Names such as AMD EPYC, which virtual machines give processors of any generation, go with family and model.
+    """
     if kind != "cpu":
         return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
-        lines = dict(line.split(":", 1) for line in information.read_text().splitlines() if ":" in line)
-        name = next((v.strip() for k, v in lines.items() if k.strip() == "model name"), name)
+        lines = (line.split(":", 1) for line in information.read_text().splitlines() if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in lines}
+        name = fields.get("model name", name)
+        if not re.search(r"\d", name) and {"cpu family", "model"} <= fields.keys():
+            name += f" (family {fields['cpu family']}, model {fields['model']})"
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 

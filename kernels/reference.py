@@ -114,15 +114,16 @@ def _backward(
     if grads.lse_b is not None:
         gamma = gamma - _tokens(grads.lse_b.unsqueeze(-1), keep_b).mT
     de = p * (dp - delta) + q * (dq - gamma)
+    dbias = _tokens(_tokens(de, keep_a).mT, keep_b).mT if bias is not None and bias_grad else None
     dproduct = rule.scale * de
     if rule.clamp is not None:
         dproduct = dproduct.masked_fill(_products(a, b, keep_a, keep_b, rule).abs() > rule.clamp, 0)
     return OperandGrads(
-        f_a=(dproduct @ _tokens(b.f, keep_b)).to(dtype),
-        f_b=(dproduct.mT @ _tokens(a.f, keep_a)).to(dtype),
-        a=(_dropped(q, kept_q) @ dalpha).to(dtype),
-        b=(_dropped(p, kept_p).mT @ dbeta).to(dtype),
-        bias=de if bias is not None and bias_grad else None,
+        f_a=_tokens(dproduct @ _tokens(b.f, keep_b), keep_a).to(dtype),
+        f_b=_tokens(dproduct.mT @ _tokens(a.f, keep_a), keep_b).to(dtype),
+        a=_tokens(_dropped(q, kept_q) @ dalpha, keep_a).to(dtype),
+        b=_tokens(_dropped(p, kept_p).mT @ dbeta, keep_b).to(dtype),
+        bias=dbias,
     )
 
 

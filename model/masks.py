@@ -42,6 +42,16 @@ def check_mask(side: str, x: Tensor, mask: Tensor | None, lengths: Tensor | None
                 )
 
 
+def check_dtype(name: str, t: object, dtypes: tuple[torch.dtype, ...]) -> Tensor:
+    """t itself. Raises TypeError: it is no tensor of one of these dtypes."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(t).__name__}")
+    if t.dtype not in dtypes:
+        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name} must be {expected}, not {t.dtype}")
+    return t
+
+
 def check_sentences(name: str, x: Tensor, packed: bool) -> None:
     """Raises TypeError, ValueError: x is not (total, width) where sentences are packed, or (batch, length, width)."""
     if not isinstance(x, Tensor):
@@ -109,9 +119,6 @@ def _of_side(name: str, side: str) -> str:
 
 
 def _check(name: str, t: object, shape: torch.Size, dtypes: tuple[torch.dtype, ...]) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a tensor, not {type(t).__name__}")
-    if t.dtype not in dtypes:
-        raise TypeError(f"{name} must be {' or '.join(map(str, dtypes))}, not {t.dtype}")
-    if t.shape != shape:
-        raise ValueError(f"{name} must be {tuple(shape)}, not {tuple(t.shape)}")
+    found = check_dtype(name, t, dtypes).shape
+    if found != shape:
+        raise ValueError(f"{name} must be {tuple(shape)}, not {tuple(found)}")

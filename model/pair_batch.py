@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .masks import as_mask, check_mask, of_both
+from .masks import as_mask, check_dtype, check_mask, of_both
 
 Ids = Sequence[Sequence[int]]
 IDS = (torch.int32, torch.int64)
@@ -80,7 +80,7 @@ class PairBatch:
             TypeError, ValueError: as the class.
         """
         for name, t in (("lengths_a", lengths_a), ("lengths_b", lengths_b)):
-            _check(name, t, (torch.int32,))
+            check_dtype(name, t, (torch.int32,))
         return cls(ids_a, ids_b, _offsets(lengths_a), _offsets(lengths_b), lengths_a, lengths_b)
 
     @classmethod
@@ -166,7 +166,7 @@ def _checked_lengths(letter: str, batch: PairBatch, given: Tensor | None) -> Ten
     """The lengths of a side, once its ids and offsets are what they must be."""
     ids, offsets = getattr(batch, f"ids_{letter}"), getattr(batch, f"offsets_{letter}")
     for name, t, dtypes in ((f"ids_{letter}", ids, IDS), (f"offsets_{letter}", offsets, (torch.int32,))):
-        _check(name, t, dtypes)
+        check_dtype(name, t, dtypes)
         if t.ndim != 1:
             raise ValueError(f"{name} must have one dimension, not the shape {tuple(t.shape)}")
     if ids.device != offsets.device:
@@ -188,14 +188,6 @@ def _checked_lengths(letter: str, batch: PairBatch, given: Tensor | None) -> Ten
     if given is not None and offsets.device.type == "cpu" and not torch.equal(offsets.diff(), given):
         raise ValueError(f"lengths_{letter} must be the differences of offsets_{letter}")
     return lengths
-
-
-def _check(name: str, t: object, dtypes: tuple[torch.dtype, ...]) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a tensor, not {type(t).__name__}")
-    if t.dtype not in dtypes:
-        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise TypeError(f"{name} must be {expected}, not {t.dtype}")
 
 
 def _check_devices(ids_a: Tensor, ids_b: Tensor) -> None:
@@ -234,7 +226,7 @@ def _unpadded(
     side: str, name: str, ids: Tensor, mask: Tensor | None, lengths: Tensor | None, padding_idx: int | None
 ) -> tuple[Tensor, Tensor]:
     """A side's tokens one after another, and how many each sentence has, on the host."""
-    _check(name, ids, IDS)
+    check_dtype(name, ids, IDS)
     if ids.ndim != 2:
         raise ValueError(f"{name} must be (batch, length), not {tuple(ids.shape)}")
     if mask is None and lengths is None and padding_idx is not None:

@@ -284,6 +284,18 @@ def test_a_table_stands_under_its_own_processor():
     assert not stands_under("**X, AVX512**", "| a |", page)
 
 
+@pytest.mark.parametrize(
+    ("model_name", "shown"),
+    [("AMD EPYC", "AMD EPYC (family 23, model 1), "), ("AMD EPYC 7571", "AMD EPYC 7571, ")],
+)
+def test_a_processor_whose_name_does_not_say_which_it_is(tmp_path, monkeypatch, model_name, shown):
+    """Virtual machines call several generations by one name, and their results must not mix."""
+    information = tmp_path / "cpuinfo"
+    information.write_text(f"processor\t: 0\ncpu family\t: 23\nmodel\t\t: 1\nmodel name\t: {model_name}\n\n")
+    monkeypatch.setattr(results, "Path", lambda path: information)
+    assert results.device.__wrapped__("cpu").startswith(shown)
+
+
 @pytest.mark.parametrize("name", ["operator", "model", "layers"])
 def test_results_of_another_machine_can_be_shown(tmp_path, monkeypatch, capsys, name):
     path = tmp_path / "elsewhere" / "x.jsonl"

@@ -351,6 +351,24 @@ def test_a_gradient_of_what_was_not_aligned_is_no_others(backend):
     assert leaves[0].grad.norm() > 0
 
 
+@pytest.mark.parametrize("operand", ["f_a", "f_b", "a", "b"])
+@pytest.mark.parametrize(("extent", "wrong"), [("lengths", torch.nan), ("mask", torch.inf)])
+@pytest.mark.parametrize("case", [SHORT, LONG], ids=lambda case: case.name)
+def test_padding_stays_0_beside_a_token_that_is_not_finite(case, extent, wrong, operand, backend):
+    """A weight of 0 times NaN is NaN, but padding has no weights."""
+    operands = case.but(bias="full", extent_a=extent, extent_b=extent).operands(backend.device)
+    side = operand[-1]
+    for pair, places in enumerate(operands.places_a if side == "a" else operands.places_b):
+        getattr(operands, operand)[pair, places[0]] = wrong
+    found = run(operands, backend.name)
+    a, b = (operands.padding(letter).to(backend.device) for letter in "ab")
+    padding = {"beta": a, "grad_f_a": a, "grad_a": a, "alpha": b, "grad_f_b": b, "grad_b": b}
+    padding["grad_bias"] = a.unsqueeze(-1) | b.unsqueeze(-2)
+    for name, where in padding.items():
+        assert where.any()
+        assert (found[name][where] == 0).all(), name
+
+
 @pytest.mark.parametrize("m", [1, 7, 70])
 def test_one_tokens_lse_is_its_score(m, backend):
     """However small: the logarithm of an exponential would have lost its digits."""

@@ -140,17 +140,20 @@ GPU_INLINE float over_columns(float x, F f) {
   return f(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
-// Write a chunk of the warp's rows, from `column` on; out: the block's first row, of which `rows` exist.
+// Write a chunk of the warp's rows, from `column` on; out: the block's first row, of which `rows` exist. 0 where a row is
+// no token: the other side's NaN or infinity has met a weight of 0 there.
 template <int N, class S>
-GPU_INLINE void store(float (&c)[N][4], S* out, int rows, int width, int column) {
+GPU_INLINE void store(float (&c)[N][4], S* out, Shared<int> token, int rows, int width, int column) {
   for_each(c, [&](float x, int i, int j) {
-    if (i < rows && column + j < width) out[static_cast<int64_t>(i) * width + column + j] = narrow<S>(x);
+    if (i < rows && column + j < width) out[static_cast<int64_t>(i) * width + column + j] = narrow<S>(token[i] ? x : 0);
   });
 }
 
-// out = w x: weighted sums of the rows of x, the weights a tile in shared memory.
+// out = w x: weighted sums of the rows of x, the weights a tile in shared memory; 0 where a row of out is no token.
 template <class M, int T, class W, class S>
-GPU_INLINE void combine(const Stages<M, T>& stages, W own_weights, const Rows<S>& x, Shared<int> token_x, S* out, int rows) {
+GPU_INLINE void combine(
+    const Stages<M, T>& stages, W own_weights, const Rows<S>& x, Shared<int> token_x, S* out, Shared<int> token_out,
+    int rows) {
   pipeline(
       chunks_of<M>(x.width),
       [&](int chunk, int stage) { fetch<M, T>(stages.at(stage, 0), x, token_x, chunk * M::kColumns); },
@@ -158,7 +161,7 @@ GPU_INLINE void combine(const Stages<M, T>& stages, W own_weights, const Rows<S>
         float c[M::kColumns / 8][4];
         clear(c);
         M::product(c, own_weights, Operand<S, false>{stages.at(stage, 0), kStagePitch<M>}, T);
-        store(c, out, rows, x.width, chunk * M::kColumns);
+        store(c, out, token_out, rows, x.width, chunk * M::kColumns);
       });
 }
 

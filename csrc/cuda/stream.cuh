@@ -91,6 +91,7 @@ __global__ __launch_bounds__(kThreads<kStreamTile>, 1) void stream_forward(
   const int chunks = least(Owned::kCount, chunks_of<M>(b.x.width) - own.first_chunk);
   if (own.rows <= 0 || chunks <= 0) return;
   mark_tokens<T>(token_a, a.extent, own.pair, own.from);
+  __syncthreads();  // where there is nothing to go over, no other barrier comes
 
   const Kept kept(own.call.rule, own.pair);
   float sums[Owned::kCount][M::kColumns / 8][4];
@@ -175,7 +176,7 @@ __global__ __launch_bounds__(kThreads<kStreamTile>, 1) void stream_forward(
 #pragma unroll
       for (int r = 0; r < 4; ++r) sums[chunk][n][r] *= total[r / 2];
     }
-    if (chunk < chunks) store(sums[chunk], out, own.rows, b.x.width, (own.first_chunk + chunk) * M::kColumns);
+    if (chunk < chunks) store(sums[chunk], out, token_a, own.rows, b.x.width, (own.first_chunk + chunk) * M::kColumns);
   }
 }
 

@@ -68,6 +68,7 @@ __global__ __launch_bounds__(kThreads<kStreamTile>, 1) void stream_backward(
   const int chunks = least(Owned::kCount, chunks_df + chunks_of<M>(a.x.width) - own.first_chunk);
   if (own.rows <= 0 || chunks <= 0) return;
   read_rows<T>(token_a, lse_a, delta_a, a, own.pair, own.from);
+  __syncthreads();  // where there is nothing to go over, no other barrier comes
 
   const Kept kept(own.call.rule, own.pair);
   float sums[Owned::kCount][M::kColumns / 8][4];
@@ -103,7 +104,8 @@ __global__ __launch_bounds__(kThreads<kStreamTile>, 1) void stream_backward(
           of_q = kept_only(of_q, kept.factor_q());
           const bool stored = i < own.rows && j0 + j < b.extent.stored(own.pair);
           if (own.call.dbias != nullptr && own.first_chunk == 0 && stored) {
-            own.call.dbias[(own.pair * a.extent.length + own.from + i) * b.extent.length + j0 + j] = found;
+            const int64_t row = own.pair * a.extent.length + own.from + i;
+            own.call.dbias[row * b.extent.length + j0 + j] = token_a[i] && token_b[j] ? found : 0;
           }
           of_de = beyond.at(k) ? 0 : own.call.rule.scale * found;
         }
@@ -130,7 +132,7 @@ __global__ __launch_bounds__(kThreads<kStreamTile>, 1) void stream_backward(
     const bool of_f = chunk < chunks_df;
     const int width = of_f ? a.f.width : a.x.width;
     S* out = (of_f ? a.df : a.dx) + own.first_row() * width;
-    store(sums[c], out, own.rows, width, (of_f ? chunk : chunk - chunks_df) * M::kColumns);
+    store(sums[c], out, token_a, own.rows, width, (of_f ? chunk : chunk - chunks_df) * M::kColumns);
   }
 }
 

@@ -84,9 +84,11 @@ __global__ __launch_bounds__(kThreads<T>, 1) void tile_forward(const __grid_cons
   }
 
   combine<M, T>(
-      stages, own_rows<float>(p, kPitch), b.x.rows(b.extent, pair, 0), token_b, a.out + first_a * b.x.width, rows_a);
+      stages, own_rows<float>(p, kPitch), b.x.rows(b.extent, pair, 0), token_b, a.out + first_a * b.x.width,
+      token_a, rows_a);
   combine<M, T>(
-      stages, own_columns<float>(q, kPitch), a.x.rows(a.extent, pair, 0), token_a, b.out + first_b * a.x.width, rows_b);
+      stages, own_columns<float>(q, kPitch), a.x.rows(a.extent, pair, 0), token_a, b.out + first_b * a.x.width,
+      token_b, rows_b);
 }
 
 template <class M, int T>
@@ -153,7 +155,7 @@ __global__ __launch_bounds__(kThreads<T>, 1) void tile_backward(const __grid_con
         const float found = de[place] + fabsf(weight) * (factor_of(weight, kept.factor_q()) * x - delta_b[j]);
         q[place] = kept_only(weight, kept.factor_q());
         if (call.dbias != nullptr && i < rows_a && j < rows_b) {
-          call.dbias[(pair * a.extent.length + i) * b.extent.length + j] = found;
+          call.dbias[(pair * a.extent.length + i) * b.extent.length + j] = token_a[i] && token_b[j] ? found : 0;
         }
         de[place] = beyond.at(k) ? 0 : call.rule.scale * found;
       }
@@ -172,10 +174,10 @@ __global__ __launch_bounds__(kThreads<T>, 1) void tile_backward(const __grid_con
     const Matrix<S>&x_b = of_f ? b.f : b.dout, &x_a = of_f ? a.f : a.dout;
     combine<M, T>(
         stages, own_rows<float>(of_f ? de : q, kPitch), x_b.rows(b.extent, pair, 0), token_b,
-        (of_f ? a.df : a.dx) + first_a * x_b.width, rows_a);
+        (of_f ? a.df : a.dx) + first_a * x_b.width, token_a, rows_a);
     combine<M, T>(
         stages, own_columns<float>(of_f ? de : p, kPitch), x_a.rows(a.extent, pair, 0), token_a,
-        (of_f ? b.df : b.dx) + first_b * x_a.width, rows_b);
+        (of_f ? b.df : b.dx) + first_b * x_a.width, token_b, rows_b);
   }
 }
 

@@ -61,9 +61,11 @@ def load_block(p, o_row, o_col, keep, ROW: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def store_block(p, block, o_row, o_col, rows, WIDTH: tl.constexpr):
-    """Write (rows, columns) of a contiguous matrix of so many rows."""
+def store_block(p, block, o_row, o_col, keep, rows, WIDTH: tl.constexpr):
+    """Write (rows, columns) of a contiguous matrix of so many rows; 0 in rows not kept, where the other side's NaN or
+    infinity has met a weight of 0."""
     mask = (o_row < rows)[:, None] & (o_col < WIDTH)[None, :]
+    block = tl.where(keep[:, None], block, 0.0)
     tl.store(p + o_row.to(tl.int64)[:, None] * WIDTH + o_col[None, :], block.to(p.dtype.element_ty), mask=mask)
 
 
@@ -74,7 +76,7 @@ def zero_rows(p, first, rows, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
         o_row = start + tl.arange(0, 16)
         for d in range(0, WIDTH, BLOCK_D):
             zeros = tl.zeros((16, BLOCK_D), tl.float32)
-            store_block(p, zeros, o_row, d + tl.arange(0, BLOCK_D), rows, WIDTH)
+            store_block(p, zeros, o_row, d + tl.arange(0, BLOCK_D), o_row < rows, rows, WIDTH)
 
 
 @triton.jit

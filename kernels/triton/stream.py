@@ -101,6 +101,6 @@ def _attend(
             acc = dot(weights.to(b_x.dtype), b_x, acc * fade[:, None], PRECISION, UPCAST)
             peak = new_peak
         lse, total = close(peak, total)
-        store_block(p_out, acc / total[:, None], o_m, o_d, stored, D)
+        store_block(p_out, acc / total[:, None], o_m, o_d, keep_m, stored, D)
         if tl.program_id(1) == 0:
             tl.store(p_lse + o_m, lse, mask=o_m < stored)

@@ -172,12 +172,13 @@ def _differentiate(
                 if chunk == 0:
                     o_bias = o_m.to(tl.int64)[:, None] * stored_other + o_n[None, :]
                     inside = (o_m < stored)[:, None] & (o_n < stored_other)[None, :]
-                    tl.store(p_dbias + o_bias, de.to(p_dbias.dtype.element_ty), mask=inside)
+                    of_bias = tl.where(keep_m[:, None] & keep_n[None, :], de, 0.0).to(p_dbias.dtype.element_ty)
+                    tl.store(p_dbias + o_bias, of_bias, mask=inside)
             b_dout_other = load_block(p_dout_other, o_n, o_d, keep_n, D, D)  # (N, BLOCK_D)
             q = kept(q, p_seed, pair, o_i, o_j, least_other, factor_other, 1 - SIDE, DROPS)
             dx = dot(q.to(b_x.dtype), b_dout_other, dx, PRECISION, UPCAST)
             b_f_other = load_block(p_f_other, o_n, o_h, keep_n, ROW_F_OTHER, H)  # (N, BLOCK_H)
             de = through_clamp(de, ff, scale, clamp, CLAMPED)
             df = dot(de.to(b_x.dtype), b_f_other, df, PRECISION, UPCAST)
-        store_block(p_df, df, o_m, o_h, stored, H)
-        store_block(p_dx, dx, o_m, o_d, stored, D)
+        store_block(p_df, df, o_m, o_h, keep_m, stored, H)
+        store_block(p_dx, dx, o_m, o_d, keep_m, stored, D)

@@ -106,7 +106,7 @@ def _align(
         o_d = d + tl.arange(0, BLOCK_D)
         b_b = load_block(p_b, o_n, o_d, keep_n, ROW_B, D_B)  # (N, BLOCK_D)
         beta = dot(p, b_b, tl.zeros((TILE, BLOCK_D), tl.float32), PRECISION, UPCAST)
-        store_block(p_beta, beta, o_m, o_d, stored_a, D_B)
+        store_block(p_beta, beta, o_m, o_d, keep_m, stored_a, D_B)
 
     q, lse_b = softmax(e, 0)
     tl.store(p_lse_b + o_n, lse_b, mask=o_n < stored_b)
@@ -115,4 +115,4 @@ def _align(
         o_d = d + tl.arange(0, BLOCK_D)
         b_a = load_block(p_a, o_m, o_d, keep_m, ROW_A, D_A)  # (M, BLOCK_D)
         alpha = dot(q, b_a, tl.zeros((TILE, BLOCK_D), tl.float32), PRECISION, UPCAST)
-        store_block(p_alpha, alpha, o_n, o_d, stored_b, D_A)
+        store_block(p_alpha, alpha, o_n, o_d, keep_n, stored_b, D_A)

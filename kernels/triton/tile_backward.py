@@ -116,7 +116,7 @@ def _differentiate(
         b_b = load_block(p_b, o_n, o_d, keep_n, ROW_B, D_B)  # (N, BLOCK_D)
         dp = dot(b_dbeta, tl.trans(b_b), dp, PRECISION, UPCAST)
         db = dot(p_t, b_dbeta, tl.zeros((TILE, BLOCK_D), tl.float32), PRECISION, UPCAST)
-        store_block(p_db, db, o_n, o_d, stored_b, D_B)
+        store_block(p_db, db, o_n, o_d, keep_n, stored_b, D_B)
     dp = kept(dp, p_seed, pair, o_i, o_j, least_p, factor_p, 0, DROPS)
     delta = tl.sum(p * dp, 1)
     if HAS_DLSE_A:
@@ -132,7 +132,7 @@ def _differentiate(
         b_a = load_block(p_a, o_m, o_d, keep_m, ROW_A, D_A)  # (M, BLOCK_D)
         dq = dot(b_a, tl.trans(b_dalpha), dq, PRECISION, UPCAST)
         da = dot(q_16, b_dalpha, tl.zeros((TILE, BLOCK_D), tl.float32), PRECISION, UPCAST)
-        store_block(p_da, da, o_m, o_d, stored_a, D_A)
+        store_block(p_da, da, o_m, o_d, keep_m, stored_a, D_A)
     dq = kept(dq, p_seed, pair, o_i, o_j, least_q, factor_q, 1, DROPS)
     gamma = tl.sum(q * dq, 0)
     if HAS_DLSE_B:
@@ -142,14 +142,15 @@ def _differentiate(
     if HAS_DBIAS:  # the launcher zeroes what lies beyond the tile
         o_bias = o_m[:, None] * stored_b + o_n[None, :]
         inside = (o_m < stored_a)[:, None] & (o_n < stored_b)[None, :]
-        tl.store(p_dbias + o_bias, de.to(p_dbias.dtype.element_ty), mask=inside)
+        of_bias = tl.where(keep_m[:, None] & keep_n[None, :], de, 0.0).to(p_dbias.dtype.element_ty)
+        tl.store(p_dbias + o_bias, of_bias, mask=inside)
     de_16 = through_clamp(de, ff, scale, clamp, CLAMPED).to(dtype)
     de_t = tl.trans(de_16)
     for h in range(0, H, BLOCK_H):
         o_h = h + tl.arange(0, BLOCK_H)
         b_fb = load_block(p_fb, o_n, o_h, keep_n, ROW_FB, H)  # (N, BLOCK_H)
         dfa = dot(de_16, b_fb, tl.zeros((TILE, BLOCK_H), tl.float32), PRECISION, UPCAST)
-        store_block(p_dfa, dfa, o_m, o_h, stored_a, H)
+        store_block(p_dfa, dfa, o_m, o_h, keep_m, stored_a, H)
         b_fa = load_block(p_fa, o_m, o_h, keep_m, ROW_FA, H)  # (M, BLOCK_H)
         dfb = dot(de_t, b_fa, tl.zeros((TILE, BLOCK_H), tl.float32), PRECISION, UPCAST)
-        store_block(p_dfb, dfb, o_n, o_h, stored_b, H)
+        store_block(p_dfb, dfb, o_n, o_h, keep_n, stored_b, H)
