@@ -27,8 +27,9 @@ def mlp(num_inputs: int, num_hiddens: int, *, flatten: bool, dropout: float = 0.
 
 class FeedForward(nn.Sequential):
     """`mlp`'s layers. On the CPU they are one C++ kernel forward and one backward, in float32, under autocast to
-    bfloat16, and, without gradients, in bfloat16; everywhere else, and once a layer was exchanged or given a hook, they
-    run one by one.
+    bfloat16, and, without gradients, in bfloat16; with them the same numbers are dropped there, for an activation may
+    be made without them and made again with them (checkpointing). Everywhere else, and once a layer was exchanged or
+    given a hook, they run one by one.
 
     backend: "reference" always runs them one by one.
     """
@@ -43,11 +44,16 @@ class FeedForward(nn.Sequential):
             result: Tensor = super().forward(x)
             return result
         dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else input.dtype
-        operands = (*(t if t is None else _rows(t, dtype) for t in (input, other)), *self._weights())
-        if _needs_grad(operands):
-            y: Tensor = _Fused.apply(*operands, p, draw_seed() if p else 0)
+        weights = self._weights()
+        operands: Any = (*(t if t is None else _rows(t, dtype) for t in (input, other)), *weights)
+        seed = draw_seed() if p else 0
+        y: Tensor
+        if not _needs_grad(operands):
+            y = _forward(operands, p, seed, save=False)[0]
+        elif weights[0].dtype == torch.float32:
+            y = _Fused.apply(*operands, p, seed)
         else:
-            y = _forward(operands, p, draw_seed() if p else 0, save=False)[0]
+            y = layer_by_layer(*operands, p, seed)
         return y if input.ndim == 2 else y.reshape(*input.shape[:-1], y.shape[-1])
 
     def is_unchanged(self) -> bool:
@@ -76,7 +82,7 @@ class FeedForward(nn.Sequential):
         return found
 
     def _fused(self, input: Tensor, other: Tensor | None) -> float | None:
-        """The dropout's rate, 0 where it is off, if the layers can run as one; else None."""
+        """The dropout's rate, 0 where it is off, if the layers can run as one, with gradients or without; else None."""
         if self.backend == "reference" or input.ndim < 2 or input.dtype not in (torch.float32, torch.bfloat16):
             return None
         if not self.is_unchanged():
@@ -106,7 +112,7 @@ def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _fit(input: Tensor, other: Tensor | None, weights: tuple[Tensor, ...]) -> bool:
-    """Whether the kernel computes in these: float32; bfloat16 without gradients; autocast from float32 to bfloat16."""
+    """Whether the kernel computes in these: float32; bfloat16; autocast from float32 to bfloat16."""
     if any(t.layout != torch.strided for t in weights):
         return False
     inputs = {t.dtype for t in (input, other) if t is not None}
@@ -114,9 +120,7 @@ def _fit(input: Tensor, other: Tensor | None, weights: tuple[Tensor, ...]) -> bo
     if torch.is_autocast_enabled("cpu"):
         half = torch.get_autocast_dtype("cpu") == torch.bfloat16
         return half and layers == {torch.float32} and inputs <= {torch.float32, torch.bfloat16}
-    if layers != inputs or len(inputs) != 1:
-        return False
-    return inputs == {torch.float32} or not _needs_grad((input, other, *weights))
+    return layers == inputs and len(inputs) == 1
 
 
 def _needs_grad(tensors: tuple[Tensor | None, ...]) -> bool:

@@ -123,3 +123,18 @@ def test_bad_batch_options(tmp_path, options, error, message):
     corpus = corpus_of(tmp_path)
     with pytest.raises(error, match=message):
         PackedBatches(corpus, corpus.vocabulary(), **options)
+
+
+def test_another_default_device(tmp_path):
+    corpus = corpus_of(tmp_path)
+    vocabulary = corpus.vocabulary()
+    expected = list(PackedBatches(corpus, vocabulary, 5, bucketed=True, first_token=1).epoch())
+    with torch.device("meta"):
+        found = list(PackedBatches(corpus, vocabulary, 5, bucketed=True, first_token=1).epoch())
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.pairs.ids_a, other.pairs.ids_a)
+        assert torch.equal(one.labels, other.labels)
+    with torch.device("meta"):
+        assert torch.equal(
+            next(PackedBatches(corpus, vocabulary, 5, shuffle=False).rows()), torch.arange(5, device="cpu")
+        )

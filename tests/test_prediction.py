@@ -14,6 +14,7 @@ import torch
 from coalign.model.nli import (
     LABELS,
     Checkpoint,
+    PairReader,
     Predictor,
     Settings,
     Vocabulary,
@@ -55,6 +56,31 @@ def test_predict_snli_is_the_models_own_answer(checkpoint, frozen):
     found = [predict_snli(model, VOCABULARY, *(text.split() for text in pair)) for pair in TEXTS]
     assert found == expected
     assert model.training
+
+
+def test_predict_snli_leaves_every_layer_in_its_mode(checkpoint):
+    class OfAnotherModel:
+        def __getitem__(self, tokens):
+            return [10**6] * len(tokens)
+
+    model = checkpoint.build().train()
+    model.attend.eval()
+    modes = [layer.training for layer in model.modules()]
+    predict_snli(model, VOCABULARY, ["a"], ["a"])
+    assert [layer.training for layer in model.modules()] == modes
+    with pytest.raises(IndexError):
+        predict_snli(model, OfAnotherModel(), ["a"], ["a"])
+    assert [layer.training for layer in model.modules()] == modes
+
+
+@pytest.mark.parametrize("changes", [{}, {"max_tokens": 3}], ids=str)
+def test_null_must_be_a_word(changes):
+    """It would be <unk> otherwise, as every rare word is."""
+    settings = replace(SMALL, null_token=True, **changes)
+    with pytest.raises(ValueError, match="null_token needs a vocabulary with <null>"):
+        PairReader(settings, VOCABULARY)
+    with pytest.raises(ValueError, match="null_token needs a vocabulary with <null>"):
+        settings.batches(None, VOCABULARY, training=True)
 
 
 def test_predict_snli_takes_other_vocabularies_and_sentences_without_words(checkpoint):

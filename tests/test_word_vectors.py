@@ -106,6 +106,17 @@ def test_normalised(tmp_path, missing):
     torch.testing.assert_close(weight[2] * vectors.weight[2].norm(), vectors.weight[2])
 
 
+def test_blank_lines_at_the_end_are_no_rows(tmp_path):
+    for content in (b"the 1 2\ndog 3 4\n\n \n", b"2 2\nthe 1 2\ndog 3 4\n\n"):
+        path = tmp_path / "v.txt"
+        path.write_bytes(content)
+        vectors = load_word_vectors(path, VOCABULARY, cache=False)
+        assert vectors.weight[VOCABULARY["dog"]].tolist() == [3, 4]
+    path.write_bytes(b"3 2\nthe 1 2\ndog 3 4\n\n")
+    with pytest.raises(DataError, match="says 3 words, but there are 2"):
+        load_word_vectors(path, VOCABULARY, cache=False)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

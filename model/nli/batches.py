@@ -41,14 +41,15 @@ def batches(pairs: Sequence[Pair], vocabulary: Vocabulary, batch_size: int) -> I
         some = pairs[start : start + batch_size]
         premises, lengths_a = _padded([vocabulary[pair.premise] for pair in some], vocabulary.padding)
         hypotheses, lengths_b = _padded([vocabulary[pair.hypothesis] for pair in some], vocabulary.padding)
-        yield Batch(premises, hypotheses, (lengths_a, lengths_b), torch.tensor([pair.label for pair in some]))
+        labels = torch.tensor([pair.label for pair in some], device="cpu")
+        yield Batch(premises, hypotheses, (lengths_a, lengths_b), labels)
 
 
 def _padded(sentences: list[list[int]], padding: int) -> tuple[Tensor, Tensor]:
     """(sentences, longest) ids, and the lengths."""
-    lengths = torch.tensor([len(s) for s in sentences])
-    ids = torch.full((len(sentences), int(lengths.max())), padding)
-    ids[torch.arange(ids.shape[1]) < lengths[:, None]] = torch.tensor(
-        [i for s in sentences for i in s], dtype=ids.dtype
+    lengths = torch.tensor([len(s) for s in sentences], device="cpu")
+    ids = torch.full((len(sentences), int(lengths.max())), padding, device="cpu")
+    ids[torch.arange(ids.shape[1], device="cpu") < lengths[:, None]] = torch.tensor(
+        [i for s in sentences for i in s], dtype=ids.dtype, device="cpu"
     )
     return ids, lengths

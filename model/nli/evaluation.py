@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,6 +39,18 @@ class Evaluation:
         return asdict(self)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards each of its layers is in the mode it was in before."""
+    before = [(layer, layer.training) for layer in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for layer, training in before:
+            layer.training = training
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -50,7 +62,7 @@ def evaluate(
     progress: Callable[[int], None] = lambda pairs: None,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Run a model, in evaluation mode, over batches; afterwards it is in the mode it was in before.
+    """Run a model, in evaluation mode, over batches; afterwards its layers are in the modes they were in before.
 
     ranks: where several processes evaluate, each on batches of its own, all get what was found in all of them.
 
@@ -59,23 +71,21 @@ def evaluate(
     """
     classes = len(label_names)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-    ranges = torch.tensor(LENGTH_BOUNDS, dtype=torch.int32)
-    by_length = torch.zeros(2, len(LENGTH_BOUNDS) + 1, dtype=torch.int64)
+    ranges = torch.tensor(LENGTH_BOUNDS, dtype=torch.int32, device="cpu")
+    by_length = torch.zeros(2, len(LENGTH_BOUNDS) + 1, dtype=torch.int64, device="cpu")
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    was_training = model.training
-    model.eval()
-    for batch in batches:
-        pairs, labels, _ = batch.to(device)
-        with autocast or nullcontext():
-            scores = model(pairs).float()
-        loss += nn.functional.cross_entropy(scores, labels, reduction="sum").double()
-        predicted = scores.argmax(1)
-        confusion += torch.bincount(labels * classes + predicted, minlength=classes * classes)
-        place = torch.bucketize(pairs.lengths_a + pairs.lengths_b, ranges)
-        by_length[0] += torch.bincount(place, minlength=by_length.shape[1])
-        by_length[1] += torch.bincount(place[(predicted == labels).cpu()], minlength=by_length.shape[1])
-        progress(len(pairs))
-    model.train(was_training)
+    with evaluating(model):
+        for batch in batches:
+            pairs, labels, _ = batch.to(device)
+            with autocast or nullcontext():
+                scores = model(pairs).float()
+            loss += nn.functional.cross_entropy(scores, labels, reduction="sum").double()
+            predicted = scores.argmax(1)
+            confusion += torch.bincount(labels * classes + predicted, minlength=classes * classes)
+            place = torch.bucketize(pairs.lengths_a + pairs.lengths_b, ranges)
+            by_length[0] += torch.bincount(place, minlength=by_length.shape[1])
+            by_length[1] += torch.bincount(place[(predicted == labels).cpu()], minlength=by_length.shape[1])
+            progress(len(pairs))
     for counted in (confusion, by_length, loss):
         ranks.total(counted)
     matrix = confusion.reshape(classes, classes).cpu()

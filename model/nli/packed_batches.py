@@ -73,7 +73,9 @@ class PackedBatches:
         self.corpus, self.batch_size, self.seed = corpus, batch_size, seed
         self.shuffle, self.bucketed = shuffle, bucketed
         self.max_tokens, self.first_token = max_tokens, first_token
-        self._ids = torch.tensor(vocabulary[corpus.words], dtype=torch.int64)  # of each of the corpus' words
+        self._ids = torch.tensor(
+            vocabulary[corpus.words], dtype=torch.int64, device="cpu"
+        )  # of each of the corpus' words
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -104,12 +106,12 @@ class PackedBatches:
         """The rows in an epoch's order."""
         size = len(self.corpus)
         if not self.shuffle:
-            return torch.arange(size)
+            return torch.arange(size, device="cpu")
         order = torch.from_numpy(np.random.default_rng((self.seed, number)).permutation(size))
         if not self.bucketed:
             return order
         tokens = (self.corpus.offsets_a.diff() + self.corpus.offsets_b.diff())[order]
-        window = torch.arange(size) // (_BUCKETED * self.batch_size)
+        window = torch.arange(size, device="cpu") // (_BUCKETED * self.batch_size)
         return order[torch.argsort(window * (int(tokens.max()) + 1) + tokens, stable=True)]
 
     def _gathered(self, words: Tensor, offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,15 +122,16 @@ class PackedBatches:
             lengths = lengths.clamp(max=self.max_tokens)
         extra = 0 if self.first_token is None else 1
         lengths = lengths + extra
-        packed = torch.zeros(len(rows) + 1, dtype=torch.int64)
+        packed = torch.zeros(len(rows) + 1, dtype=torch.int64, device="cpu")
         torch.cumsum(lengths, 0, out=packed[1:])
         total = int(packed[-1])
-        places = torch.arange(total) + torch.repeat_interleave(starts - packed[:-1] - extra, lengths, output_size=total)
+        shift = torch.repeat_interleave(starts - packed[:-1] - extra, lengths, output_size=total)
+        places = torch.arange(total, device="cpu") + shift
         if self.first_token is None:
             ids = self._ids[words[places]]
         else:
-            own = torch.ones(total, dtype=torch.bool)
+            own = torch.ones(total, dtype=torch.bool, device="cpu")
             own[packed[:-1]] = False
-            ids = torch.full((total,), self.first_token)
+            ids = torch.full((total,), self.first_token, device="cpu")
             ids[own] = self._ids[words[places[own]]]
         return ids, packed.int(), lengths.int()

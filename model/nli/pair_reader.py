@@ -68,7 +68,7 @@ class PairReader:
 
     def _set_up(self) -> None:
         self._tokens = tokenizer(self.settings.tokens, self.settings.lower)
-        self._most, self._null = self.settings.max_tokens, self.settings.null_token
+        self._most, self._null = self.settings.max_tokens, self.settings.null_id(self.vocabulary) is not None
 
     # a tokeniser may be a function that pickling can't name
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..pair_batch import PairBatch
 from .checkpoint import Checkpoint, load_checkpoint
+from .evaluation import evaluating
 from .pair_reader import PairReader
 from .pairs import LABELS
 
@@ -28,7 +29,7 @@ def predict_snli(model: nn.Module, vocab: WordIds, premise: list[str], hypothesi
 
     Args:
         model: what scores ids (1, m) and (1, n) for those three classes, in this order; frozen or not. It runs in
-            evaluation mode, and is then in the mode it was in before.
+            evaluation mode, and its layers are then in the modes they were in before.
         vocab: gives the words' ids. premise, hypothesis: words, taken as they are: nothing is lower-cased, cut or
             put before them. `Predictor` does what a checkpoint's settings say.
 
@@ -40,11 +41,8 @@ def predict_snli(model: nn.Module, vocab: WordIds, premise: list[str], hypothesi
             raise TypeError(f"the {name} must be a list of words, not {words!r}")
     device = next(t.device for state in (model.parameters(), model.buffers()) for t in state)
     ids = [torch.tensor([vocab[list(words)]], dtype=torch.int64, device=device) for words in (premise, hypothesis)]
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(model):
         scores = model((ids[0], ids[1]))
-    model.train(was_training)
     return LABELS[int(scores.argmax(1))]
 
 

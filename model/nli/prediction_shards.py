@@ -33,7 +33,7 @@ def predict_shard(
     parts = [out.with_name(f".{out.name}.{rank}-of-{ranks.world_size}.part") for rank in range(ranks.world_size)]
     failure: Exception | None = None
     reached = Reached(0, 0, 0)
-    counts = torch.zeros(ranks.world_size, dtype=torch.int64)
+    counts = torch.zeros(ranks.world_size, dtype=torch.int64, device="cpu")
     file = None
     try:
         file = source.open("rb")
@@ -69,7 +69,7 @@ def predict_shard(
             raise failure or RuntimeError(f"{out} could not be written")
     finally:
         parts[ranks.rank].unlink(missing_ok=True)
-    return Reached(*ranks.total(torch.tensor(reached)).tolist())
+    return Reached(*ranks.total(torch.tensor(reached, device="cpu")).tolist())
 
 
 def _line_start(file: BinaryIO, place: int) -> int:

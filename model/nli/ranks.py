@@ -48,11 +48,11 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank. Every rank has to call this."""
-        return bool(self.total(torch.tensor(int(flag)))) if self.world_size > 1 else flag
+        return bool(self.total(torch.tensor(int(flag), device="cpu"))) if self.world_size > 1 else flag
 
     def meet(self) -> None:
         """Wait until every rank is here."""
-        self.total(torch.zeros(()))
+        self.total(torch.zeros((), device="cpu"))
 
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:

@@ -80,6 +80,14 @@ class Settings:
         """The vocabulary of the training pairs."""
         return corpus.vocabulary(self.min_freq, (NULL,) if self.null_token else ())
 
+    def null_id(self, vocabulary: Vocabulary) -> int | None:
+        """NULL's id; None where there is no NULL. Raises ValueError: the vocabulary lacks it."""
+        if not self.null_token:
+            return None
+        if NULL not in vocabulary:
+            raise ValueError(f"null_token needs a vocabulary with {NULL}, which Settings.vocabulary makes")
+        return vocabulary[NULL]
+
     def batches(self, corpus: Corpus, vocabulary: Vocabulary, *, training: bool) -> PackedBatches:
         """A corpus in batches: shuffled for training, in order otherwise."""
         return PackedBatches(
@@ -90,7 +98,7 @@ class Settings:
             bucketed=self.bucketed and training,
             seed=self.seed,
             max_tokens=self.max_tokens or None,
-            first_token=vocabulary[NULL] if self.null_token else None,
+            first_token=self.null_id(vocabulary),
         )
 
     def model(self, vocabulary_size: int, num_classes: int = 3, vectors: Tensor | None = None) -> DecomposableAttention:

@@ -63,7 +63,9 @@ class WordVectors:
         """
         weight = self.weight.clone()
         if missing == "hashed":
-            pool = torch.randn(HASHED_VECTORS, self.dimension, generator=torch.Generator().manual_seed(seed))
+            pool = torch.randn(
+                HASHED_VECTORS, self.dimension, generator=torch.Generator().manual_seed(seed), device="cpu"
+            )
             rows = [i for i, found in enumerate(self.found.tolist()) if not found and i != vocabulary.padding]
             chosen = [zlib.crc32(vocabulary.tokens[i].encode("utf-8", "surrogatepass")) % HASHED_VECTORS for i in rows]
             weight[rows] = pool[chosen]
@@ -153,12 +155,18 @@ def _read(archive: Path, member: str | None, vocabulary: Vocabulary) -> WordVect
     }
     weight: np.ndarray | None = None
     found = np.zeros(len(vocabulary), dtype=bool)
-    words, dimension, number, source = None, 0, 0, str(archive) if member is None else f"{archive}:{member}"
+    words, dimension, number, blank, source = None, 0, 0, 0, str(archive) if member is None else f"{archive}:{member}"
     try:
         with _opened(archive, member) as lines:
             for line in lines:
                 number += 1
                 line = line.rstrip()
+                if not line and weight is not None:
+                    blank = blank or number  # no row, unless one follows
+                    continue
+                if blank:
+                    number = blank
+                    raise ValueError(_expected(dimension, b""))
                 if weight is None:
                     line = line.removeprefix(BYTE_ORDER_MARK)
                     words, dimension = _dimension(line)
@@ -180,8 +188,9 @@ def _read(archive: Path, member: str | None, vocabulary: Vocabulary) -> WordVect
                     if not np.isfinite(weight[row]).all():
                         raise ValueError(f"the vector of {word.decode()!r} is not finite")
                     found[row] = True
-        if words is not None and number - 1 < words:
-            raise ValueError(f"the first line says {words} words, but there are {number - 1}: the end is missing")
+        rows = (blank or number + 1) - 2  # of vectors, after a first line that counts them
+        if words is not None and rows < words:
+            raise ValueError(f"the first line says {words} words, but there are {rows}: the end is missing")
     except DataError:
         raise
     except (ValueError, EOFError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile, RuntimeError) as reason:
