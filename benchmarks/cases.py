@@ -58,6 +58,14 @@ class Inputs:
         """f_a, f_b, a, b as coalign takes them in this case."""
         return self.padded if self.packed is None else self.packed
 
+    def to_longest(self) -> Inputs:
+        """Padded to the longest sentences only, as who pads batch by batch has them. Inputs with lengths."""
+        assert self.lengths is not None
+        assert self.masks is not None
+        m, n = (int(length.max()) for length in self.lengths)
+        padded = [t[:, :rows].contiguous() for t, rows in zip(self.padded, (m, n, m, n), strict=False)]
+        return Inputs(padded, self.lengths, (self.masks[0][:, :m], self.masks[1][:, :n]))
+
 
 def make(case: Case, seed: int = 0, device: torch.device | str = "cpu") -> Inputs:
     """Inputs of the case on a device; the same for the same seed. No number is a special one: data of zeros lets

@@ -19,21 +19,35 @@ from .cases import Case, Inputs
 from .targets import Direction
 
 PACKED = ("coalign", "2 x varlen_attn", "2 x jagged SDPA")  # those that take packed tokens, where a case has them
-COMPILED = ("torch.compile", "torch.compile, max-autotune", "2 x FlexAttention")  # in their first call
+TO_LONGEST = ("eager, to the longest", "torch.compile, to the longest")  # padded no further than the batch needs
+COMPILED = (  # in their first call
+    "torch.compile",
+    "torch.compile, max-autotune",
+    "torch.compile, in float32",
+    "torch.compile, to the longest",
+    "2 x FlexAttention",
+)
 Align = Callable[..., tuple[Tensor, Tensor]]
 
 
 def contenders(case: Case, inputs: Inputs, backend: str | None = None) -> dict[str, Align]:
     """Contenders by name, each to be called with four tensors laid out like the inputs'."""
     masks = inputs.masks or (None, None)
+    least = masks if inputs.lengths is None else inputs.to_longest().masks or masks
     compiled = torch.compile(eager, dynamic=False)
+    trimmed = torch.compile(eager, dynamic=False)
+    widened = torch.compile(in_float32, dynamic=False)
     tuned = torch.compile(eager, dynamic=False, mode="max-autotune-no-cudagraphs")
     return {
         "coalign": _coalign(case, inputs, backend),
         "eager": lambda *x: eager(*x, *masks),
         "torch.compile": lambda *x: compiled(*x, *masks),
         "torch.compile, max-autotune": lambda *x: tuned(*x, *masks),
+        "torch.compile, in float32": lambda *x: widened(*x, *masks),
+        "eager, to the longest": lambda *x: eager(*x, *least),
+        "torch.compile, to the longest": lambda *x: trimmed(*x, *least),
         "2 x SDPA": lambda *x: twice_sdpa(*x, *masks),
+        "2 x SDPA, widened": lambda *x: twice_sdpa_widened(*x, *masks),
         "2 x FlexAttention": twice_flex(case, inputs),
         "2 x varlen_attn": twice_varlen(case, inputs),
         "2 x jagged SDPA": twice_jagged(case, inputs),
@@ -42,8 +56,16 @@ def contenders(case: Case, inputs: Inputs, backend: str | None = None) -> dict[s
 
 def absent(name: str, case: Case, direction: Direction, device: str) -> str | None:
     """Why a contender does not take part in a case; None: it does."""
-    if name in ("torch.compile, max-autotune", "2 x FlexAttention", "2 x varlen_attn") and device == "cpu":
+    if name in ("torch.compile, max-autotune", "2 x FlexAttention") and device == "cpu":
+        return "measured on GPUs only"
+    if name == "2 x varlen_attn" and device == "cpu":
         return "needs a GPU"
+    if name == "torch.compile, in float32" and (device != "cpu" or case.dtype == torch.float32):
+        return "for what a CPU may lack instructions for: half precision"
+    if name in TO_LONGEST and case.lengths == "full":
+        return "all sentences are as long"
+    if name == "2 x SDPA, widened" and case.h == case.d:
+        return "values are as wide as features"
     if name == "2 x FlexAttention" and case.pairs == 1:
         return "refuses sequences so short"
     if name == "2 x varlen_attn" and (case.dtype not in (torch.bfloat16, torch.float16) or not case.packed):
@@ -63,13 +85,28 @@ def eager(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, mask_a: Tensor | None,
     return torch.softmax(rows, -1) @ b, torch.softmax(columns, -1) @ a
 
 
+def in_float32(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, mask_a: Tensor | None, mask_b: Tensor | None):
+    """The same of half precision, computed in float32."""
+    found = eager(f_a.float(), f_b.float(), a.float(), b.float(), mask_a, mask_b)
+    return found[0].to(a.dtype), found[1].to(a.dtype)
+
+
 def twice_sdpa(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, mask_a: Tensor | None, mask_b: Tensor | None):
-    """One-directional attention, called both ways."""
+    """One-directional attention, called both ways, with a dimension of heads: without, PyTorch does not fuse it."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, :], scale=1.0)
+        q, k, v = (t.unsqueeze(1) for t in (q, k, v))
+        where = None if mask is None else mask[:, None, None, :]
+        return F.scaled_dot_product_attention(q, k, v, where, scale=1.0).squeeze(1)
 
     return attend(f_a, f_b, b, mask_b), attend(f_b, f_a, a, mask_a)
+
+
+def twice_sdpa_widened(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, mask_a: Tensor | None, mask_b: Tensor | None):
+    """The same, values widened with zeros to the features' width: PyTorch fuses only what is equally wide."""
+    wide_a, wide_b = (F.pad(t, (0, f_a.shape[-1] - t.shape[-1])) for t in (a, b))
+    beta, alpha = twice_sdpa(f_a, f_b, wide_a, wide_b, mask_a, mask_b)
+    return beta[..., : b.shape[-1]], alpha[..., : a.shape[-1]]
 
 
 def twice_flex(case: Case, inputs: Inputs) -> Align:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from . import predict
+from .contenders import TO_LONGEST
 from .targets import target
 
 
@@ -20,13 +21,16 @@ class Ratio(NamedTuple):
     coalign: str
     fastest_peer: str
     ratio: str
+    longest: str
     spread: str
     target: str
     floor: str
     memory: str
 
 
-HEADINGS = Ratio("case", "pass", "coalign", "fastest peer", "ratio", "20–80 %", "target", "of floor", "memory : peer's")
+HEADINGS = Ratio(
+    "case", "pass", "coalign", "fastest peer", "ratio", "× longest", "20–80 %", "target", "of floor", "memory : peer's"
+)
 
 
 class Compared(NamedTuple):
@@ -37,7 +41,15 @@ class Compared(NamedTuple):
 
     @property
     def fastest(self) -> dict[str, Any]:
-        return min(self.peers.values(), key=lambda line: line["p50"])
+        """Of those that get what the case says: padded to its rows."""
+        return min((line for name, line in self.peers.items() if name not in TO_LONGEST), key=lambda line: line["p50"])
+
+    @property
+    def to_longest(self) -> float | None:
+        """The ratio where peers pad no further than the batch's longest sentences; None: not measured."""
+        if not any(name in TO_LONGEST for name in self.peers):
+            return None
+        return min(line["p50"] for line in self.peers.values()) / self.own["p50"]
 
     @property
     def ratio(self) -> float:
@@ -76,6 +88,7 @@ def _ratio(found: Compared) -> Ratio:
         time(own["p50"]),
         f"{time(peer['p50'])} {peer['contender']}{', once' * (len(peer['samples']) == 1)}",
         f"{found.ratio:.2f}",
+        "" if found.to_longest is None else f"{found.to_longest:.2f}",
         f"{peer['p20'] / own['p80']:.2f}–{peer['p80'] / own['p20']:.2f}",
         "" if found.target is None else f"{found.target:g} {'met' if found.ratio >= found.target else 'missed'}",
         f"{own['floor'] / own['p50']:.2f}",

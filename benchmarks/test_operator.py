@@ -11,7 +11,15 @@ from .measure import calls_of, check, directions, settle_allocator
 from .suites import cpu, gpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CONTENDERS = ("coalign", "eager", "torch.compile", "2 x SDPA", "2 x FlexAttention", "2 x varlen_attn")
+CONTENDERS = (
+    "coalign",
+    "eager",
+    "torch.compile",
+    "2 x SDPA",
+    "2 x SDPA, widened",
+    "2 x FlexAttention",
+    "2 x varlen_attn",
+)
 
 
 @pytest.mark.parametrize("contender", CONTENDERS)

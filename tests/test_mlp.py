@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from coalign.kernels.native import mlp as native
 from coalign.model.dropout import draw_seed
 from coalign.model.mlp import layer_by_layer, mlp
 from torch import nn
@@ -346,3 +347,31 @@ def test_a_trained_model_frozen_in_half_precision_decides_alike():
     assert (of.freeze()(pairs).argmax(1) == decided).float().mean() > 0.9995
     assert (of.freeze(torch.bfloat16)(pairs).argmax(1) == decided).float().mean() >= 0.995
     assert (copy.deepcopy(of).bfloat16().freeze(torch.bfloat16)(pairs).argmax(1) == decided).float().mean() >= 0.99
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_wide_layers_are_summed_in_short_chains(positive):
+    """With at most twice plain PyTorch's error, however wide."""
+    torch.manual_seed(0)
+    x, w = torch.randn(200, 4096), torch.randn(64, 4096)
+    if positive:
+        x, w = x.abs(), w.abs()
+    zero, one = torch.zeros(64), torch.eye(64)
+    found, _ = native.forward(x, None, w, zero, one, zero, 0.0, 0, False)
+    truth = torch.relu(x.double() @ w.double().T)
+    errors = [(t.double() - truth).norm() for t in (found, torch.relu(x @ w.T))]
+    assert errors[0] <= 2 * errors[1]
+
+
+@pytest.mark.parametrize("hiddens", [5, 6, 17])
+def test_an_infinite_gradient_stays_what_it_is(hiddens):
+    """Beside an odd number of hidden ones in pairs of bfloat16 nothing stands that it could make NaN."""
+    torch.manual_seed(0)
+    x, w1, w2 = (torch.rand(*size).bfloat16() + 0.1 for size in ((3, 4), (hiddens, 4), (hiddens, hiddens)))
+    zero = torch.zeros(hiddens)
+    y, hidden = native.forward(x, None, w1, zero, w2, zero, 0.0, 0, True)
+    dy = torch.ones_like(y)
+    dy[1, 0] = torch.inf
+    dx = native.backward(dy, y, hidden, x, None, w1.float(), w2.float(), 0.0, 0, True, False)[0]
+    assert (dx[1] == torch.inf).all()
+    assert dx[[0, 2]].isfinite().all()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from coalign import soft_align
+from coalign.testing import Case, assert_accurate, run
 
 BUDGET = 2e-6
 
@@ -50,3 +51,22 @@ def test_a_large_value_without_weight(size, how, side, place):
 def test_one_token_against_many(length, side):
     """All the weight is on it, and nothing of that softmax is left in its scores' gradient."""
     assert max(errors(made(length, 1) if side == "b" else made(1, length))) <= BUDGET
+
+
+@pytest.mark.parametrize("h", [200, 1024, 4096])
+def test_wide_features_that_are_all_positive(h):
+    """As a network's are behind its ReLU: long sums of numbers of one sign, where a single chain of them would lose
+    digits with their length."""
+    case = Case("wide", 64, 64, h=h, d_a=16, d_b=16, scale=100 / h)
+    operands = case.operands()
+    with torch.no_grad():
+        operands.f_a.abs_().mul_(0.7)
+        operands.f_b.abs_().mul_(0.7)
+    assert_accurate(run(operands, "native"), operands)
+
+
+def test_sides_that_int_can_not_count():
+    one = torch.ones(1, 1, 1)
+    many = one.expand(1, 2**32 + 3, 1)
+    with pytest.raises(ValueError, match=r"sides of 2\^31 rows or numbers are too large"):
+        soft_align(many, one, many, one, backend="native")

@@ -135,8 +135,8 @@ class Workshop {
   Turned<E> turned(const Operand<E>& y) const {
     if (!transposes_) return {y, nullptr, nullptr};
     const int width = y.elements();
-    const Turned<E> made{y, arena_.take<E>(width * kBlock), arena_.take<const E*>(width)};
-    for (int k = 0; k < width; ++k) made.rows[k] = made.room + k * kBlock;
+    const Turned<E> made{y, arena_.take<E>(std::size_t{kBlock} * width), arena_.take<const E*>(width)};
+    for (int k = 0; k < width; ++k) made.rows[k] = made.room + std::size_t{kBlock} * k;
     return made;
   }
 
@@ -155,8 +155,11 @@ class Workshop {
     y.at = at.j;
     for (int i = 0; i < at.rows; ++i) made_rows_[i] = out + i * ld_;
     std::fill_n(gains_, at.rows, scale);
-    const Fold<T> scaled{false, nullptr, gains_};
-    combine(x.rows + at.i, 1, y.rows, width, kBlock, made_rows_, at.rows, scaled, ahead_);
+    for (int k = 0; k < width; k += kChain) {
+      for (int i = 0; i < at.rows; ++i) rows_[i] = x.rows[at.i + i] + k;
+      const Fold<T> scaled{k > 0, nullptr, gains_};
+      combine(rows_, 1, y.rows + k, std::min(kChain, width - k), kBlock, made_rows_, at.rows, scaled, ahead_);
+    }
   }
 
   // out[i] (+)= sum over j of p[i][j] y[j], the rows of the block.

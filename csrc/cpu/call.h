@@ -23,7 +23,7 @@ struct Rows {
         inner(t.dim() > 3 ? t.stride(1) : 0),
         heads(t.dim() > 3 ? t.size(1) : 1),
         row(t.stride(t.dim() - 2)),
-        width(static_cast<int>(t.size(t.dim() - 1))) {}
+        width(as_int(t.size(t.dim() - 1))) {}
 
   // Rows from data on, adjacent or so far apart.
   Rows(S* data, int width) : Rows(data, width, width) {}
@@ -45,7 +45,7 @@ class Extent {
       : kind_(kind_of(extent, f)),
         wide_(kind_ != Kind::full && extent->scalar_type() == ScalarType::Long),
         data_(kind_ == Kind::full ? nullptr : extent->data_ptr()),
-        length_(static_cast<int>(f.size(f.dim() - 2))),
+        length_(as_int(f.size(f.dim() - 2))),
         pairs_(packed() ? extent->size(0) - 1 : 1) {
     for (int64_t i = 0; !packed() && i < f.dim() - 2; ++i) pairs_ *= f.size(i);
   }

@@ -4,8 +4,8 @@
 // product reads it as one stream, and the bias behind them. A tile of kBlockRows rows by a panel stays in registers.
 // Where few rows pass, W stays as it lies and the rows are turned round instead: they are the panels then, and W's rows
 // go by them. At d2l's sizes that is faster up to 96 rows on one thread (400 on two, for nobody waits for the packing).
-// Elements of a row are added up in their order, either way and whatever rows are beside it: its bits do not depend on
-// its company.
+// Elements of a row are added up in their order, kChain at a time, either way and whatever rows are beside it: its bits
+// do not depend on its company.
 //
 // 2 rows in out operations; W is read once for every kBlockRows rows, from the second-level cache, or as it lies once
 // for every kBlockColumns vectors of rows.
@@ -133,17 +133,23 @@ __attribute__((noinline)) void linear_tile(
     xs[r] = x + r * ld;
     unroll<NV>([&](auto v) ALWAYS_INLINE { acc[r][v] = BIAS_OF_ROW ? fill(bias[r]) : load(bias + v * W); });
   });
-  for (int k = 0; k < in; ++k, panel += NV * W) {
-    Vec<E> u[NV];
-    unroll<NV>([&](auto v) ALWAYS_INLINE { u[v] = in_register<E>(load(panel + v * W)); });
+  for (int begin = 0, k = 0; begin == 0 || begin < in; begin += kChain) {
+    for (const int end = std::min(in, begin + kChain); k < end; ++k, panel += NV * W) {
+      Vec<E> u[NV];
+      unroll<NV>([&](auto v) ALWAYS_INLINE { u[v] = in_register<E>(load(panel + v * W)); });
+      unroll<MR>([&](auto r) ALWAYS_INLINE {
+        const Vec<E> number = fill(xs[r][k]);
+        unroll<NV>([&](auto v) ALWAYS_INLINE { acc[r][v] = multiply_add<E>(acc[r][v], u[v], number); });
+      });
+    }
     unroll<MR>([&](auto r) ALWAYS_INLINE {
-      const Vec<E> number = fill(xs[r][k]);
-      unroll<NV>([&](auto v) ALWAYS_INLINE { acc[r][v] = multiply_add<E>(acc[r][v], u[v], number); });
+      unroll<NV>([&](auto v) ALWAYS_INLINE {
+        float* at = sums + (r * NV + v) * W;
+        store(at, begin == 0 ? acc[r][v] : load(at) + acc[r][v]);
+        acc[r][v] = Vec<float>{};
+      });
     });
   }
-  unroll<MR>([&](auto r) ALWAYS_INLINE {
-    unroll<NV>([&](auto v) ALWAYS_INLINE { store(sums + (r * NV + v) * W, acc[r][v]); });
-  });
 }
 
 // `linear_tiles` of a layer as it lies.

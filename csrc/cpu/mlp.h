@@ -122,6 +122,7 @@ class Mlp {
       const float* h = open + r * ld_open;
       float* g = inner + r * ldh;
       for (int d = 0; d < hidden; ++d) g[d] = h[d] <= 0 ? 0 : g[d] * scale;
+      std::fill(g + hidden, g + ldh, 0.0f);  // infinity times the weights' padding is no 0
     }
     sum_rows(inner, ldh, rows, hidden, add, sums.b1);
     gather(saved.x, saved.x2, at, x, ld);

@@ -18,6 +18,9 @@
 
 namespace coalign {
 
+// Elements that are added up one after another where a product contracts along rows: errors grow with a chain's length.
+constexpr int kChain = 256;
+
 // What `combine` does with a row of sums: out = gain sum, and where it adds, + keep out. keep, gain: a number a row, 1
 // where they are null.
 template <class T>

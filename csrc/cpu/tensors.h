@@ -5,7 +5,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <initializer_list>
+#include <limits>
 #include <optional>
+#include <stdexcept>
 #include <vector>
 
 namespace coalign {
@@ -22,6 +24,12 @@ S* data(const Tensor& t) {
 template <class S>
 S* maybe_data(const Maybe& t) {
   return t.has_value() ? data<S>(*t) : nullptr;
+}
+
+// A size that kernels count in int.
+inline int as_int(int64_t size) {
+  if (size > std::numeric_limits<int>::max()) throw std::length_error("sides of 2^31 rows or numbers are too large");
+  return static_cast<int>(size);
 }
 
 // A new contiguous tensor of a dtype's number. Straight from the allocator: the operators of the same purpose cost
