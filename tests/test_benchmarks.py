@@ -4,6 +4,7 @@ import io
 import os
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ CASES = {
     "full": cases.Case("full", 2, 6, 5, h=8, d=4, dtype=torch.bfloat16),
 }
 HERE = ("coalign", "eager", "2 x SDPA")  # torch.compile would take seconds
+LONG = cases.Case("long", 2, 64, 64, h=32, d=32, lengths="half")
 
 
 @pytest.mark.parametrize("direction", measure.directions())
@@ -50,7 +52,38 @@ def test_contenders_are_timed(case, direction):
 
 def test_contenders_that_need_a_gpu_are_named_absent():
     timings = measure.compare(CASES["full"], "forward", rounds=1, only=("coalign", "2 x FlexAttention"))
-    assert {t.contender: t.absent for t in timings} == {"2 x FlexAttention": "needs a GPU", "coalign": None}
+    assert {t.contender: t.absent for t in timings} == {"2 x FlexAttention": "measured on GPUs only", "coalign": None}
+
+
+@pytest.mark.parametrize(("name", "case"), [("2 x SDPA", LONG), ("2 x SDPA, widened", replace(LONG, d=20))])
+def test_pytorchs_own_attention_is_the_fused_one(name, case):
+    """It silently falls back to separate operators where shapes don't suit it."""
+    inputs = cases.make(case)
+    align = contenders.contenders(case, inputs)[name]
+    measure.check(case, name, align, inputs)
+    with torch.no_grad(), torch.profiler.profile() as seen:
+        align(*inputs.padded)
+    assert sum("flash_attention_for_cpu" in event.key for event in seen.key_averages()) == 1
+
+
+def test_peers_that_pad_to_the_longest_stand_apart():
+    case = CASES["padded"]
+    inputs = cases.make(case)
+    align = contenders.contenders(case, inputs)["eager, to the longest"]
+    measure.check(case, "eager, to the longest", align, inputs)
+    longest = inputs.to_longest()
+    assert [t.shape[1] for t in longest.padded[:2]] == [int(length.max()) for length in inputs.lengths]
+    peers = [line("eager", 4e-3), line("eager, to the longest", 3e-3), line("2 x SDPA", 5e-3)]
+    (found,) = report.ratios([line("coalign", 1e-3), *peers])
+    assert (found.ratio, found.longest, found.fastest_peer) == ("4.00", "3.00", "4 ms eager")
+
+
+def test_half_precision_may_be_computed_in_float32():
+    case, name = CASES["full"], "torch.compile, in float32"
+    inputs = cases.make(case)
+    measure.check(case, name, lambda *x: contenders.in_float32(*x, None, None), inputs)
+    assert contenders.absent(name, case, "forward", "cpu") is None
+    assert contenders.absent(name, CASES["padded"], "forward", "cpu") is not None
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
