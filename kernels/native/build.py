@@ -96,7 +96,10 @@ def build(sources: tuple[str, ...], folder: Path | None = None, tools: Toolchain
     Raises:
         BuildError: no compiler, no ninja, a cache that can't be written, or an error in the sources.
     """
-    with resources.as_file(resources.files("coalign.csrc") if folder is None else folder) as root:
+    own = resources.files("coalign.csrc") if folder is None else folder
+    if not isinstance(own, Path) and sys.version_info < (3, 12):
+        raise BuildError("the C++ sources lie in an archive, where Python before 3.12 can't take them from; unpack it")
+    with resources.as_file(own) as root:
         tools = _cpp() if tools is None else tools
         cache = cache_folder()
         finished = cache / f"native-{_key(root, sources, tools)}.so"

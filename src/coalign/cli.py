@@ -237,10 +237,12 @@ def bench(context: typer.Context) -> None:
     home = Path(__file__).parents[2]
     if not (home / "benchmarks" / "__main__.py").exists():
         fail("the benchmarks are in the repository, not in the package: clone it and pip install -e .")
-    # found there, but run here: paths among the arguments are the caller's
-    paths = [str(home), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run([sys.executable, "-m", "benchmarks", *context.args], env=environment, check=False)
+    # found there, but run here: paths among the arguments are the caller's, but no modules are
+    start = (
+        "import runpy, sys; sys.path = [sys.argv.pop(1), *filter(None, sys.path)]; "
+        "runpy.run_module('benchmarks', run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", start, str(home), *context.args], check=False)
     raise typer.Exit(done.returncode)
 
 
