@@ -2,7 +2,7 @@
 
 Before anything is timed, every contender's outputs on the timed inputs are held against the same computation in
 float64. One round gives every contender, in a changing order, a burst of calls; its time is the burst's mean, and
-what is reported are the quantiles over the rounds. Inputs rotate, so that large ones are in no cache when they are used;
+what is reported are the quantiles over the rounds. Inputs rotate, so that large ones are in no cache when used;
 "hot" uses one all the time. On a GPU a case is measured twice: as calls, and as replayed CUDA graphs.
 
 A contender that is so slow that its rounds would take more than PATIENCE takes part in fewer of them, spread over
