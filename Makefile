@@ -42,9 +42,11 @@ sanitize: $(VENV)/installed ## run the C++ kernels' tests under the address and 
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so) $$(cc -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -p no:xdist tests/test_operator*.py tests/test_frozen_kernels.py $(MODEL_TESTS) -k "$(SANITIZE)"
 
+# what was measured is shown from the file that it is in; these measure nothing that could be
+NOT_MEASURING := --help --profile --predict --compare --markdown --report
 bench: $(VENV)/installed ## time the operator against PyTorch (minutes, on an idle machine); ARGS=--model: the whole model
 	$(BIN)/python -m benchmarks $(ARGS)
-	$(BIN)/python -m benchmarks --report $(filter --model,$(ARGS))
+	$(if $(filter $(NOT_MEASURING),$(ARGS)),,$(BIN)/python -m benchmarks --report $(ARGS))
 
 # on a machine with a GPU and no network, in the Python that is there; what is done already is not done again
 GPU_SECONDS ?= 440

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -25,6 +25,7 @@ console = Console() if Console().is_terminal else Console(width=130)
 
 
 Item = TypeVar("Item")
+Named = TypeVar("Named", Case, ModelCase, layers.LayerCase)
 
 
 def main(
@@ -54,76 +55,82 @@ def main(
     suite = suite or ("gpu" if kind == "cuda" else "cpu")
     if suite not in SUITES:
         raise typer.BadParameter(f"{suite!r} is none of {', '.join(SUITES)}", param_hint="--suite")
-    path = output or results.file_of(kind, "layers" if of_layers else "model" if model else "operator")
+    what = "layers" if of_layers else "model" if model else "operator"
+    path = output or results.file_of("cpu" if of_layers else kind, what)
     until = time.monotonic() + seconds
-    if (show or markdown) and not path.exists():
-        others = ", ".join(str(found) for found in sorted(results.FOLDER.glob(f"*/{path.name}")))
-        raise typer.BadParameter(f"there are no results in {path} yet; --output takes {others}", param_hint="--report")
-    if markdown:
-        print(report.heading(results.read(path)), end="\n\n")
     if profile:
         print(whole_model.profile(threads), whole_model.profile(threads, autocast=True), sep="\n\n")
-    elif of_layers:
-        _layers(path, only, rounds, threads, until, show, markdown)
-    elif model and markdown:
-        print(whole_model.markdown(results.read(path)))
-    elif model and show:
-        console.print(whole_model.table(results.read(path)))
-    elif model:
-        cases = [case for case in MODEL_CASES[kind] if only in case.name]
-        _measure_model(cases, path, kind, rounds, threads, until, resume)
     elif predictions:
         console.print(f"stored {predict.store()}")
     elif compare_files is not None:
         _compare(*compare_files)
     elif markdown:
-        print(report.markdown(report.ratios(results.read(path))))
+        _print_markdown(_stored(path, what, "--markdown"), what)
     elif show:
-        _show(results.read(path), path)
+        _show(_stored(path, what, "--report"), what, path)
+    elif of_layers:
+        _measure_layers(_holding(only, layers.CASES), path, rounds, threads, until)
+    elif model:
+        _measure_model(_holding(only, MODEL_CASES[kind]), path, kind, rounds, threads, until, resume)
     else:
-        cases = [case for case in SUITES[suite]() if only in case.name]
-        if not cases:
-            raise typer.BadParameter(f"no case's name holds {only!r}", param_hint="--only")
+        cases = _holding(only, SUITES[suite]())
         if suite == "gpu" and kind == "cpu":
             console.print(f"[yellow]no GPU here: its {len(cases)} cases are skipped; the processor's follow")
-            suite, cases = "cpu", SUITES["cpu"]()
+            suite, cases = "cpu", _holding(only, SUITES["cpu"]())
         _measure(cases, suite, kind, path, rounds, threads, hot, until, resume)
 
 
-def _layers(path: Path, only: str, rounds: int, threads: int, until: float, show: bool, markdown: bool) -> None:
-    if markdown:
-        print(layers.markdown(results.read(path)))
-        return
-    if not show:
-        work = [(case, direction) for case in layers.CASES if only in case.name for direction in directions()]
-        if not work:
-            raise typer.BadParameter("no case's name holds that", param_hint="--only")
-        _each(
-            work,
-            lambda item: f"{item[0].name}, {item[1]}",
-            lambda item, step: layers.run(*item, rounds, threads, step),
-            path,
-            rounds,
-            until,
-        )
-    console.print(layers.table(results.read(path)))
+def _holding(only: str, cases: Iterable[Named]) -> list[Named]:
+    found = [case for case in cases if only in case.name]
+    if not found:
+        raise typer.BadParameter(f"no case's name holds {only!r}", param_hint="--only")
+    return found
+
+
+def _stored(path: Path, what: str, asked: str) -> list[dict[str, Any]]:
+    """A file's results, of which there must be some. asked: the option that wants them."""
+    lines = _read(path, what, asked) if path.exists() else []
+    if not lines:
+        others = ", ".join(str(found) for found in sorted(results.FOLDER.glob(f"*/{what}.jsonl")))
+        raise typer.BadParameter(f"there are no results in {path}; there are some in {others}", param_hint=asked)
+    return lines
+
+
+def _read(path: Path, what: str, asked: str) -> list[dict[str, Any]]:
+    try:
+        return results.read(path, what)
+    except (OSError, results.Unreadable) as error:
+        raise typer.BadParameter(str(error), param_hint=asked) from None
+
+
+def _measure_layers(cases: list[layers.LayerCase], path: Path, rounds: int, threads: int, until: float) -> None:
+    lines = _each(
+        [(case, direction) for case in cases for direction in directions()],
+        lambda item: f"{item[0].name}, {item[1]}",
+        lambda item, step: layers.run(*item, rounds, threads, step),
+        path,
+        rounds,
+        until,
+    )
+    if lines:
+        console.print(layers.table(lines))
+    _print_added(lines, path, "cpu", threads)
 
 
 def _measure_model(
     cases: list[ModelCase], path: Path, kind: str, rounds: int, threads: int, until: float, resume: bool
 ) -> None:
-    if not cases:
-        raise typer.BadParameter("no case's name holds that", param_hint="--only")
-    known = results.model_keys(results.read(path)) if resume and path.exists() else set()
+    known = results.model_keys(_read(path, "model", "--resume")) if resume and path.exists() else set()
     work = [(case, graph) for graph in ((False, True) if kind == "cuda" else (False,)) for case in cases]
-    work = [(case, graph) for case, graph in work if results.model_key(case.name, graph) not in known]
+    work = [(case, graph) for case, graph in work if results.model_key(case.name, graph, threads) not in known]
 
     def measure(item: tuple[ModelCase, bool], step: Callable[[], None]) -> list[dict[str, Any]]:
         return whole_model.run(item[0], rounds, threads, step, device=kind, graph=item[1])
 
     lines = _each(work, lambda item: item[0].name, measure, path, rounds, until)
-    console.print(whole_model.table(lines))
-    console.print(f"added to {path}: {results.device(kind)}, {threads} threads, PyTorch {torch.__version__}")
+    if lines:
+        console.print(whole_model.table(lines))
+    _print_added(lines, path, kind, threads)
 
 
 def _each(
@@ -169,7 +176,7 @@ def _measure(
         for direction in directions()
         for graph in ((False, True) if kind == "cuda" else (False,))
     ]
-    known = results.keys(results.read(path)) if resume and path.exists() else set()
+    known = results.keys(_read(path, "operator", "--resume")) if resume and path.exists() else set()
     work = [item for item in work if results.key(*item, hot) not in known]
     lines = _each(
         work,
@@ -180,7 +187,7 @@ def _measure(
         until,
     )
     _print(lines)
-    console.print(f"added to {path}: {results.device(kind)}, {threads} threads, PyTorch {torch.__version__}")
+    _print_added(lines, path, kind, threads)
 
 
 def _one(
@@ -218,15 +225,47 @@ def _print(lines: list[dict[str, Any]]) -> None:
             console.print(table)
 
 
-def _show(lines: list[dict[str, Any]], path: Path) -> None:
+def _print_added(lines: list[dict[str, Any]], path: Path, kind: str, threads: int) -> None:
+    if lines:
+        console.print(f"added to {path}: {results.device(kind)}, {threads} threads, PyTorch {torch.__version__}")
+    else:
+        console.print(f"nothing was measured, and nothing added to {path}")
+
+
+def _print_markdown(lines: list[dict[str, Any]], what: str) -> None:
+    tables = {
+        "layers": layers.markdown,
+        "model": whole_model.markdown,
+        "operator": lambda lines: report.markdown(report.ratios(lines)),
+    }
+    table = tables[what](lines)
+    if table.count("\n") < 2:
+        raise typer.BadParameter("none of the results has anything to be compared with", param_hint="--markdown")
+    print(report.heading(lines), table, sep="\n\n")
+
+
+def _show(lines: list[dict[str, Any]], what: str, path: Path) -> None:
+    if what != "operator":
+        console.print((layers if what == "layers" else whole_model).table(lines))
+        return
     _print(lines)
-    for picture in plots.draw(lines, path.parent):
+    try:
+        pictures = plots.draw(lines, path.parent)
+    except ImportError as error:
+        typer.echo(f"no pictures: {error}", err=True)
+        raise typer.Exit(1) from None
+    for picture in pictures:
         console.print(f"wrote {picture}")
 
 
 def _compare(before: Path, after: Path) -> None:
-    found = significance.changes(results.read(before), results.read(after))
-    table = Table("case", "pass", "time, of before", "p", "")
+    found = significance.changes(*(_stored(path, "operator", "--compare") for path in (before, after)))
+    if not found:
+        raise typer.BadParameter(
+            f"no case was measured in both {before} and {after} on one device, in one way and with a common peer",
+            param_hint="--compare",
+        )
+    table = Table("case", "pass", "time, of before", "p", "", caption=significance.RULE)
     for change in found:
         table.add_row(
             change.case, change.direction, f"{change.factor:.3f}", f"{change.probability:.2g}", change.verdict

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from . import layer_formulas as formulas
 from . import measure, results
 from .cases import snli_lengths
-from .report import as_markdown, as_table, time
+from .report import as_markdown, as_table, distinctions, runs, time
 from .targets import Direction
 
 SETS = 3
@@ -192,14 +192,18 @@ def _both(contender: Any, inputs: list[Tensor], parameters: list[Tensor], kept: 
     return lambda: torch.autograd.grad(contender(*leaves), [*leaves, *parameters], upstream)
 
 
-def speedups(lines: list[dict[str, Any]]) -> dict[tuple[str, Direction], tuple[str, float, float, float]]:
-    """By case and direction: the size, ours and the original's median seconds, and their ratio; the latest counts."""
-    latest = {(line["case"], line["direction"], line["contender"]): line for line in lines}
-    return {
-        (case, direction): (line["size"], line["p50"], other["p50"], other["p50"] / line["p50"])
-        for (case, direction, name), line in latest.items()
-        if name == "coalign" and (other := latest.get((case, direction, ORIGINAL))) is not None
-    }
+KEY = ("case", "threads", "device")
+
+
+def speedups(lines: list[dict[str, Any]]) -> dict[tuple[str, int, str], dict[Direction, tuple[float, float, float]]]:
+    """By case, threads and device, then by direction: ours and the original's median seconds, and their ratio; the
+    latest counts."""
+    found: dict[tuple[str, int, str], dict[Direction, tuple[float, float, float]]] = {}
+    for (*key, direction), of in runs(lines, *KEY, "direction").items():
+        if complete := [run for run in of if {"coalign", ORIGINAL} <= run.keys()]:
+            ours, original = (complete[-1][name]["p50"] for name in ("coalign", ORIGINAL))
+            found.setdefault(tuple(key), {})[direction] = ours, original, original / ours
+    return found
 
 
 HEADINGS = ("layer", "size", "forward", "original's", "times as fast", "both", "original's", "times as fast")
@@ -207,20 +211,26 @@ HEADINGS = ("layer", "size", "forward", "original's", "times as fast", "both", "
 
 def _rows(lines: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     found = speedups(lines)
+    first = [next(line for line in lines if tuple(line[name] for name in KEY) == key) for key in found]
     rows = []
-    for case in dict.fromkeys(case for case, _ in found):
-        row = [case, next(size for (name, _), (size, *_) in found.items() if name == case)]
+    for line, by_direction, told in zip(first, found.values(), distinctions(first), strict=True):
+        row = [", ".join([line["case"], *told]), line["size"]]
         for direction in measure.directions():
-            _, ours, original, ratio = found[case, direction]
-            row += [time(ours), time(original), f"{ratio:.1f}"]
+            if direction in by_direction:
+                ours, original, ratio = by_direction[direction]
+                row += [time(ours), time(original), f"{ratio:.1f}"]
+            else:
+                row += [""] * 3
         rows.append(tuple(row))
     return rows
 
 
 def column(lines: list[dict[str, Any]], case: str) -> str:
-    """How many times as fast a layer is, forward and with its gradients: for the README's table."""
+    """How many times as fast a layer is with the most threads, forward and with its gradients: for the README's
+    table."""
     found = speedups(lines)
-    return " / ".join(f"{found[case, direction][-1]:.1f}" for direction in measure.directions())
+    by_direction = found[max((key for key in found if key[0] == case), key=lambda key: key[1])]
+    return " / ".join(f"{by_direction[direction][-1]:.1f}" for direction in measure.directions())
 
 
 def table(lines: list[dict[str, Any]]) -> Table:

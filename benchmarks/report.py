@@ -60,23 +60,55 @@ class Compared(NamedTuple):
         return target(self.own["kind"], self.own["case"], self.own["direction"], self.own["graph"])
 
 
-def compared(lines: Iterable[dict[str, Any]]) -> list[Compared]:
-    """Lines put together; the latest of a kind counts, and what was measured without a peer is left out."""
-    groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+def runs(lines: Iterable[dict[str, Any]], *names: str) -> dict[tuple[Any, ...], list[dict[str, dict[str, Any]]]]:
+    """What was measured, without the contenders that were absent: for each of the values that lines have under these
+    names, its runs in their order, and in each the line of every contender.
+
+    A run is what took turns: its lines follow one another in the file, from one commit, command, day and device.
+    """
+    found: dict[tuple[Any, ...], list[dict[str, dict[str, Any]]]] = {}
     for line in lines:
-        if "absent" not in line:
-            key = tuple(line[name] for name in ("case", "direction", "graph", "hot", "threads"))
-            groups.setdefault(key, {})[line["contender"]] = line
-    return [
-        Compared(of["coalign"], {name: line for name, line in of.items() if name != "coalign"})
-        for of in groups.values()
-        if "coalign" in of and len(of) > 1
-    ]
+        of = found.setdefault(tuple(line[name] for name in names), [])
+        if not of or line["contender"] in of[-1] or _occasion(line) != _occasion(next(iter(of[-1].values()))):
+            of.append({})
+        of[-1][line["contender"]] = line
+    return {key: [_present(run) for run in of] for key, of in found.items()}
+
+
+def _occasion(line: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(line.get(name) for name in ("commit", "command", "date", "device"))
+
+
+def _present(run: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: line for name, line in run.items() if "absent" not in line}
+
+
+def compared(lines: Iterable[dict[str, Any]]) -> list[Compared]:
+    """coalign and its peers in the latest run of each kind; runs without a peer, or without coalign, are left out."""
+    found = []
+    for of in runs(lines, "case", "direction", "graph", "hot", "threads", "device").values():
+        if complete := [run for run in of if "coalign" in run and len(run) > 1]:
+            latest = complete[-1]
+            found.append(Compared(latest["coalign"], {name: latest[name] for name in latest if name != "coalign"}))
+    return found
 
 
 def ratios(lines: Iterable[dict[str, Any]]) -> list[Ratio]:
     """coalign against the fastest peer in each case and direction."""
-    return [_ratio(found) for found in compared(lines)]
+    found = compared(lines)
+    rows = [_ratio(each) for each in found]
+    told = distinctions([each.own for each in found])
+    return [row._replace(direction=", ".join([row.direction, *of])) for row, of in zip(rows, told, strict=True)]
+
+
+def distinctions(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """For each of a table's lines what its row must say besides: threads and device, where the table has several."""
+    several = [name for name in ("threads", "device") if len({line[name] for line in lines}) > 1]
+    return [[_distinction(name, line[name]) for name in several] for line in lines]
+
+
+def _distinction(name: str, value: Any) -> str:
+    return f"{value} thread{'s' * (value != 1)}" if name == "threads" else str(value)
 
 
 def _ratio(found: Compared) -> Ratio:

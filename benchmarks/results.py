@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import re
 import shlex
@@ -25,6 +26,15 @@ from .roofline import ceilings, work
 from .targets import Direction
 
 FOLDER = Path(__file__).with_name("results")
+# what a time depends on, and results do not
+SOURCES = (":(top)csrc", ":(top)kernels", ":(top)model", ":(top)src", ":(top,glob)benchmarks/*.py")
+# by what a benchmark's lines are known; the first that fits
+KINDS = {
+    "operator": {"case", "contender", "direction", "graph", "hot", "threads", "kind", "device"},
+    "model": {"case", "contender", "peer", "graph", "threads", "kind", "device"},
+    "layers": {"case", "contender", "direction", "graph", "threads", "kind", "device"},
+    "pipeline": {"case", "precision", "ratio"},
+}
 
 
 def record(case: Case, direction: Direction, timing: Timing, threads: int, kind: str = "cpu") -> dict[str, Any]:
@@ -73,10 +83,16 @@ def environment(kind: str) -> dict[str, Any]:
         "triton": _version("triton"),
         "coalign": coalign.__version__,
         "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": _dirty(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
     }
+
+
+def _dirty() -> bool | None:
+    """Whether sources differ from the commit, new ones among them; None: there is no commit to differ from."""
+    changes = _git("status", "--porcelain", "--untracked-files=normal", "--", *SOURCES)
+    return None if changes is None else bool(changes)
 
 
 @cache
@@ -120,26 +136,62 @@ def keys(lines: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
     return {tuple(line[name] for name in names) for line in lines if line["contender"] == "coalign"}
 
 
-def model_key(case: str, graph: bool) -> tuple[Any, ...]:
+def model_key(case: str, graph: bool, threads: int) -> tuple[Any, ...]:
     """The same for measurements of the whole model."""
-    return case, graph, _git("rev-parse", "--short=12", "HEAD")
+    return case, graph, threads, _git("rev-parse", "--short=12", "HEAD")
 
 
 def model_keys(lines: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
-    return {(line["case"], line["graph"], line["commit"]) for line in lines}
+    return {(line["case"], line["graph"], line["threads"], line["commit"]) for line in lines}
 
 
 def append(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Add lines, each of its own: also to a file whose last line was only half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+class Unreadable(ValueError):
+    """A file is not one of results, or of results of another kind; the message names file and line."""
+
+
+def read(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """A file's results.
+
+    Args:
+        kind: what they must be of: "operator", "model" or "layers"; None: of anything.
+
+    Raises:
+        Unreadable: a line is damaged, or of another kind.
+    """
+    lines = []
+    for number, text in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise Unreadable(f"{path}, line {number} is damaged: {error}") from None
+        if not isinstance(line, dict):
+            raise Unreadable(f"{path}, line {number} is damaged: no result, but {line!r}")
+        if kind not in (None, found := _kind(line)):
+            raise Unreadable(f"{path}, line {number} is of the benchmark {found!r}, not {kind!r}")
+        lines.append(line)
+    return lines
+
+
+def _kind(line: dict[str, Any]) -> str:
+    """Which benchmark a line is of."""
+    return next((kind for kind, names in KINDS.items() if names <= line.keys()), "unknown")
 
 
 @cache
 def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], cwd=FOLDER.parent, capture_output=True, text=True)
+    try:
+        done = subprocess.run(["git", *arguments], cwd=FOLDER.parent, capture_output=True, text=True)
+    except FileNotFoundError:  # git is not installed
+        return None
     return done.stdout.strip() if done.returncode == 0 else None

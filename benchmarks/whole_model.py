@@ -30,7 +30,7 @@ from .model_cases import (
     make_batch,
     ours,
 )
-from .report import as_markdown, as_table, time
+from .report import as_markdown, as_table, distinctions, runs, time
 
 SETS = 4
 
@@ -161,27 +161,30 @@ IN_HEADLINE = (
 
 
 def headline(lines: list[dict[str, Any]]) -> str:
-    """What the README says first, of the latest results on a processor."""
-    latest = {(line["case"], line["contender"]): line["p50"] for line in lines}
-    return HEADLINE.format(*(f"{latest[case, BASELINE] / latest[case, name]:.1f}" for case, name in IN_HEADLINE))
+    """What the README says first, of the latest results on a processor, with the most threads that all of it has."""
+    found = runs(lines, "threads", "case")
+    threads = max(n for n, _ in found if all((n, case) in found for case, _ in IN_HEADLINE))
+    latest = {case: of[-1] for (n, case), of in found.items() if n == threads}
+    return HEADLINE.format(
+        *(f"{latest[case][BASELINE]['p50'] / latest[case][name]['p50']:.1f}" for case, name in IN_HEADLINE)
+    )
 
 
 def _rows(lines: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
-    latest: dict[tuple[str, bool], dict[str, dict[str, Any]]] = {}
-    for line in lines:
-        if "absent" not in line:
-            latest.setdefault((line["case"], line["graph"]), {})[line["contender"]] = line
-    for (case, graph), of in latest.items():
-        fastest = min(line["p50"] for line in of.values() if line["peer"])
+    latest = [of[-1] for of in runs(lines, "case", "graph", "threads", "device").values() if of[-1]]
+    first = [next(iter(of.values())) for of in latest]
+    for of, any_of, told in zip(latest, first, distinctions(first), strict=True):
+        case, how = any_of["case"], ["graph"] if any_of["graph"] else []
+        fastest = min((line["p50"] for line in of.values() if line["peer"]), default=None)
         for name, line in of.items():
             ratios = [
                 of[peer]["p50"] / line["p50"] if peer in of else None for peer in (BASELINE, TO_LONGEST, COMPILED)
             ]
-            ratios.append(fastest / line["p50"])
+            ratios.append(fastest and fastest / line["p50"])
             target = TARGETS[line["kind"]].get((case, name))
             ratio = (ratios[0] if line["kind"] == "cpu" else ratios[-1]) or 0.0
             yield (
-                f"{case}, graph" if graph else case,
+                ", ".join([case, *how, *told]),
                 name,
                 time(line["p50"]),
                 f"{int(line['size'].split()[0]) / line['p50']:,.0f}",

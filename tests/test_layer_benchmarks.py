@@ -22,9 +22,27 @@ def test_layers_are_timed(case, direction, monkeypatch):
     assert len(rounds) == 2
     assert [line["contender"] for line in lines] == ["coalign", layers.ORIGINAL]
     assert all(line["p50"] > 0 and len(line["samples"]) == 2 for line in lines)
-    ((size, mine, others, ratio),) = layers.speedups(lines).values()
-    assert size == case.size
+    ((mine, others, ratio),) = layers.speedups(lines)[case.name, 1, lines[0]["device"]].values()
     assert ratio == others / mine
+    ((name, size, *_),) = layers._rows(lines)
+    assert (name, size) == (case.name, case.size)
+
+
+def made(contender, direction, seconds, **changes):
+    about = {"case": "ESIM", "size": "64 pairs", "contender": contender, "direction": direction, "p50": seconds}
+    return {**about, "threads": 2, "device": "a processor", **changes}
+
+
+def test_layers_with_other_threads_have_rows_of_their_own():
+    both = [made(name, d, s) for d in measure.directions() for name, s in (("coalign", 1e-3), (layers.ORIGINAL, 3e-3))]
+    alone = [made("coalign", "forward", 2e-3, threads=1), made(layers.ORIGINAL, "forward", 8e-3, threads=1)]
+    rows = layers._rows([*both, *alone])
+    assert [(row[0], row[4], row[7]) for row in rows] == [
+        ("ESIM, 2 threads", "3.0", "3.0"),
+        ("ESIM, 1 thread", "4.0", ""),
+    ]
+    assert layers.column([*both, *alone], "ESIM") == "3.0 / 3.0"
+    assert [row[0] for row in layers._rows(both)] == ["ESIM"]
 
 
 @pytest.mark.parametrize("case", layers.CASES, ids=lambda case: case.name)

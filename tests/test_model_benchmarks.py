@@ -82,6 +82,39 @@ def test_the_profile_names_the_kernels(small):
     assert re.search(r"coalign_native::(plain_)?forward", text)
 
 
+def made(case, contender, seconds, **changes):
+    peer = contender == model_cases.BASELINE
+    about = {"case": case, "contender": contender, "peer": peer, "p50": seconds, "size": "256 pairs of 23.6 tokens"}
+    return {**about, "kind": "cpu", "graph": False, "threads": 2, "device": "a processor", "commit": "c", **changes}
+
+
+def test_results_with_other_threads_have_rows_of_their_own():
+    two = [made("inference", model_cases.BASELINE, 8e-3), made("inference", "packed", 1e-3)]
+    one = [made("inference", model_cases.BASELINE, 9e-3, threads=1), made("inference", "packed", 3e-3, threads=1)]
+    rows = [(row[0], row[1], row[4]) for row in whole_model._rows([*two, *one])]
+    assert rows[1::2] == [("inference, 2 threads", "packed", "8.00"), ("inference, 1 thread", "packed", "3.00")]
+    assert {row[0] for row in whole_model._rows(two)} == {"inference"}
+    assert results.model_keys(two) != results.model_keys(one)
+
+
+def test_the_headline_is_of_one_number_of_threads():
+    names = {
+        case: [model_cases.BASELINE] + [n for c, n in whole_model.IN_HEADLINE if c == case]
+        for case, _ in whole_model.IN_HEADLINE
+    }
+
+    def lines(seconds, **changes):
+        return [
+            made(case, name, seconds if name == model_cases.BASELINE else 1.0, **changes)
+            for case in names
+            for name in names[case]
+        ]
+
+    some = [found for found in lines(9.0, threads=4) if found["case"] == "inference"]
+    text = whole_model.headline([*lines(6.0), *lines(7.0, threads=1), *some])
+    assert re.findall(r"\d+\.\d", text) == ["6.0"] * len(whole_model.IN_HEADLINE)
+
+
 @pytest.mark.parametrize("path", sorted(results.FOLDER.glob("*/model.jsonl")), ids=lambda path: path.parent.name)
 def test_readme_shows_the_stored_results(path):
     """Every processor's table there or in the page about performance; every processor's headline there."""
