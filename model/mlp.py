@@ -40,20 +40,19 @@ class FeedForward(nn.Sequential):
         """input (*, d), or beside it other (*, d2) for the concatenation of the two -> (*, num_hiddens)."""
         p = self._fused(input, other)
         if p is None:
-            x = input if other is None else torch.cat([input, other], dim=-1)
-            result: Tensor = super().forward(x)
+            result: Tensor = super().forward(input if other is None else torch.cat([input, other], dim=-1))
             return result
         dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else input.dtype
-        weights = self._weights()
-        operands: Any = (*(t if t is None else _rows(t, dtype) for t in (input, other)), *weights)
+        x, x2 = _rows(input, dtype), None if other is None else _rows(other, dtype)
+        w1, b1, w2, b2 = self._weights()
         seed = draw_seed() if p else 0
         y: Tensor
-        if not _needs_grad(operands):
-            y = _forward(operands, p, seed, save=False)[0]
-        elif weights[0].dtype == torch.float32:
-            y = _Fused.apply(*operands, p, seed)
+        if not _needs_grad((x, x2, w1, b1, w2, b2)):
+            y = _forward((x, x2, w1, b1, w2, b2), p, seed, save=False)[0]
+        elif w1.dtype == torch.float32:
+            y = _Fused.apply(x, x2, w1, b1, w2, b2, p, seed)
         else:
-            y = layer_by_layer(*operands, p, seed)
+            y = layer_by_layer(x, x2, w1, b1, w2, b2, p, seed)
         return y if input.ndim == 2 else y.reshape(*input.shape[:-1], y.shape[-1])
 
     def is_unchanged(self) -> bool:
