@@ -10,14 +10,9 @@ from torch import Tensor
 
 def enabled(kind: str) -> bool:
     """Whether autocast is on for devices of this kind; there are some that it knows nothing of."""
-    return _exists(kind) and torch.is_autocast_enabled(kind)
-
-
-@torch.compiler.assume_constant_result
-def _exists(kind: str) -> bool:
-    """Not to be traced: PyTorch 2.11's compiler can't."""
-    found: bool = torch.amp.is_autocast_available(kind)
-    return found
+    if torch.compiler.is_compiling():  # PyTorch 2.11's compiler can't trace the question
+        return kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def cast(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -114,7 +114,9 @@ def _backward(
     if grads.lse_b is not None:
         gamma = gamma - _tokens(grads.lse_b.unsqueeze(-1), keep_b).mT
     de = p * (dp - delta) + q * (dq - gamma)
-    dbias = _tokens(_tokens(de, keep_a).mT, keep_b).mT if bias is not None and bias_grad else None
+    dbias = _tokens(de, keep_a) if bias is not None and bias_grad else None
+    if dbias is not None and keep_b is not None:
+        dbias = dbias.masked_fill(~keep_b.unsqueeze(-2), 0)
     dproduct = rule.scale * de
     if rule.clamp is not None:
         dproduct = dproduct.masked_fill(_products(a, b, keep_a, keep_b, rule).abs() > rule.clamp, 0)
