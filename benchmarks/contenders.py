@@ -33,7 +33,7 @@ Align = Callable[..., tuple[Tensor, Tensor]]
 def contenders(case: Case, inputs: Inputs, backend: str | None = None) -> dict[str, Align]:
     """Contenders by name, each to be called with four tensors laid out like the inputs'."""
     masks = inputs.masks or (None, None)
-    least = masks if inputs.lengths is None else inputs.to_longest().masks or masks
+    least = masks if inputs.lengths is None else inputs.to_longest().masks
     compiled = torch.compile(eager, dynamic=False)
     trimmed = torch.compile(eager, dynamic=False)
     widened = torch.compile(in_float32, dynamic=False)

@@ -73,9 +73,8 @@ class PackedBatches:
         self.corpus, self.batch_size, self.seed = corpus, batch_size, seed
         self.shuffle, self.bucketed = shuffle, bucketed
         self.max_tokens, self.first_token = max_tokens, first_token
-        self._ids = torch.tensor(
-            vocabulary[corpus.words], dtype=torch.int64, device="cpu"
-        )  # of each of the corpus' words
+        # of each of the corpus' words
+        self._ids = torch.tensor(vocabulary[corpus.words], dtype=torch.int64, device="cpu")
 
     def __len__(self) -> int:
         """Batches an epoch."""

@@ -155,18 +155,12 @@ def _read(archive: Path, member: str | None, vocabulary: Vocabulary) -> WordVect
     }
     weight: np.ndarray | None = None
     found = np.zeros(len(vocabulary), dtype=bool)
-    words, dimension, number, blank, source = None, 0, 0, 0, str(archive) if member is None else f"{archive}:{member}"
+    words, dimension, number, source = None, 0, 0, str(archive) if member is None else f"{archive}:{member}"
     try:
         with _opened(archive, member) as lines:
             for line in lines:
                 number += 1
                 line = line.rstrip()
-                if not line and weight is not None:
-                    blank = blank or number  # no row, unless one follows
-                    continue
-                if blank:
-                    number = blank
-                    raise ValueError(_expected(dimension, b""))
                 if weight is None:
                     line = line.removeprefix(BYTE_ORDER_MARK)
                     words, dimension = _dimension(line)
@@ -175,6 +169,9 @@ def _read(archive: Path, member: str | None, vocabulary: Vocabulary) -> WordVect
                         continue
                 if line.count(b" ") == dimension:  # the usual case, and the fast one
                     word = line[: line.index(b" ")]
+                elif not line and all(map(bytes.isspace, lines)):  # blank lines at the end are no rows
+                    number -= 1
+                    break
                 elif len(line.split()) <= dimension:
                     raise ValueError(_expected(dimension, line))
                 else:  # a word can hold spaces itself (GloVe's 840B has ". . ."), so numbers are counted from the end
@@ -188,9 +185,8 @@ def _read(archive: Path, member: str | None, vocabulary: Vocabulary) -> WordVect
                     if not np.isfinite(weight[row]).all():
                         raise ValueError(f"the vector of {word.decode()!r} is not finite")
                     found[row] = True
-        rows = (blank or number + 1) - 2  # of vectors, after a first line that counts them
-        if words is not None and rows < words:
-            raise ValueError(f"the first line says {words} words, but there are {rows}: the end is missing")
+        if words is not None and number - 1 < words:
+            raise ValueError(f"the first line says {words} words, but there are {number - 1}: the end is missing")
     except DataError:
         raise
     except (ValueError, EOFError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile, RuntimeError) as reason:
