@@ -25,7 +25,7 @@ test-python: $(VENV)/installed
 
 # TRITON_INTERPRET is read when Triton is imported, so its interpreter takes a process of its own
 test-triton: $(VENV)/installed
-	TRITON_INTERPRET=1 $(PYTEST) tests/test_operator*.py tests/test_frozen_kernels.py
+	TRITON_INTERPRET=1 $(PYTEST) tests/test_operator*.py tests/test_frozen_kernels.py tests/test_prepared.py
 
 # processors with AVX-512 pretend to have AVX2 only; for others these are the same tests again
 test-narrow: $(VENV)/installed

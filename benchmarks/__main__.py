@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import layers, plots, predict, report, results, significance, whole_model
+from . import layers, plots, predict, report, results, significance, warm_up, whole_model
 from .cases import Case
 from .measure import compare, directions
 from .model_cases import CASES as MODEL_CASES
@@ -38,6 +38,10 @@ def main(
     of_layers: Annotated[bool, typer.Option("--layers", help="the drop-in layers instead of the operator")] = False,
     profile: Annotated[bool, typer.Option(help="of the whole model: where a training step's time goes")] = False,
     seconds: Annotated[float, typer.Option(help="begin no case after so many")] = float("inf"),
+    without: Annotated[
+        list[str] | None, typer.Option(help="a contender that takes too long, by name; may be repeated")
+    ] = None,
+    processes: Annotated[int, typer.Option(help="on a GPU: compile beforehand, in so many processes", min=0)] = 0,
     resume: Annotated[bool, typer.Option(help="leave out what the file has from this commit")] = False,
     output: Annotated[Path | None, typer.Option(help="the file of JSON lines: added to, or shown")] = None,
     show: Annotated[bool, typer.Option("--report", help="measure nothing: print tables, draw pictures")] = False,
@@ -71,13 +75,13 @@ def main(
     elif of_layers:
         _measure_layers(_holding(only, layers.CASES), path, rounds, threads, until)
     elif model:
-        _measure_model(_holding(only, MODEL_CASES[kind]), path, kind, rounds, threads, until, resume)
+        _measure_model(_holding(only, MODEL_CASES[kind]), path, kind, rounds, threads, until, resume, processes)
     else:
         cases = _holding(only, SUITES[suite]())
         if suite == "gpu" and kind == "cpu":
             console.print(f"[yellow]no GPU here: its {len(cases)} cases are skipped; the processor's follow")
             suite, cases = "cpu", _holding(only, SUITES["cpu"]())
-        _measure(cases, suite, kind, path, rounds, threads, hot, until, resume)
+        _measure(cases, suite, kind, path, rounds, threads, hot, until, resume, tuple(without or ()), processes)
 
 
 def _holding(only: str, cases: Iterable[Named]) -> list[Named]:
@@ -118,11 +122,20 @@ def _measure_layers(cases: list[layers.LayerCase], path: Path, rounds: int, thre
 
 
 def _measure_model(
-    cases: list[ModelCase], path: Path, kind: str, rounds: int, threads: int, until: float, resume: bool
+    cases: list[ModelCase],
+    path: Path,
+    kind: str,
+    rounds: int,
+    threads: int,
+    until: float,
+    resume: bool,
+    processes: int,
 ) -> None:
     known = results.model_keys(_read(path, "model", "--resume")) if resume and path.exists() else set()
     work = [(case, graph) for graph in ((False, True) if kind == "cuda" else (False,)) for case in cases]
     work = [(case, graph) for case, graph in work if results.model_key(case.name, graph, threads) not in known]
+    if kind == "cuda" and processes:
+        warm_up.model(list(dict.fromkeys(case for case, _ in work)), processes)
 
     def measure(item: tuple[ModelCase, bool], step: Callable[[], None]) -> list[dict[str, Any]]:
         return whole_model.run(item[0], rounds, threads, step, device=kind, graph=item[1])
@@ -167,6 +180,8 @@ def _measure(
     hot: bool,
     until: float,
     resume: bool,
+    without: tuple[str, ...],
+    processes: int,
 ) -> None:
     counts = sorted({1, threads}) if suite == "scaling" else [threads]
     work = [
@@ -178,10 +193,20 @@ def _measure(
     ]
     known = results.keys(_read(path, "operator", "--resume")) if resume and path.exists() else set()
     work = [item for item in work if results.key(*item, hot) not in known]
+    if kind == "cuda" and processes:
+        warm_up.operator(list(dict.fromkeys(case for case, *_ in work)), processes, without)
+    compiled: set[tuple[Case, Direction]] = set()
+
+    def measure(item: tuple[Case, Direction, bool, int], step: Callable[[], None]) -> list[dict[str, Any]]:
+        if item[:2] not in compiled:  # a graph replays what the calls before it have compiled
+            compiled.add(item[:2])
+            torch.compiler.reset()
+        return _one(*item, kind, hot, rounds, suite == "scaling", without, step)
+
     lines = _each(
         work,
         lambda item: f"{item[0].name}, {item[1]}",
-        lambda item, step: _one(*item, kind, hot, rounds, suite == "scaling", step),
+        measure,
         path,
         rounds,
         until,
@@ -199,10 +224,10 @@ def _one(
     hot: bool,
     rounds: int,
     alone: bool,
+    without: tuple[str, ...],
     step: Callable[[], None],
 ) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
-    torch.compiler.reset()
     torch.set_float32_matmul_precision("high" if case.tf32 else "highest")
     timings = compare(
         case,
@@ -212,6 +237,7 @@ def _one(
         sets=1 if hot or case.pairs > 10_000 else 3,
         graph=graph,
         only=("coalign",) if alone else None,
+        without=without,
         step=step,
     )
     return [results.record(case, direction, timing, threads, kind) for timing in timings]

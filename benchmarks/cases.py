@@ -7,7 +7,7 @@ with a label, 9,842) by the lengths of premise and hypothesis in tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -65,6 +65,12 @@ class Inputs:
         m, n = (int(length.max()) for length in self.lengths)
         padded = [t[:, :rows].contiguous() for t, rows in zip(self.padded, (m, n, m, n), strict=False)]
         return Inputs(padded, self.lengths, (self.masks[0][:, :m], self.masks[1][:, :n]))
+
+
+@lru_cache(maxsize=1)  # a case is measured in several ways, one after another
+def inputs_of(case: Case, sets: int, device: str) -> list[Inputs]:
+    """So many inputs of a case, which nobody changes."""
+    return [make(case, seed, device) for seed in range(sets)]
 
 
 def make(case: Case, seed: int = 0, device: torch.device | str = "cpu") -> Inputs:

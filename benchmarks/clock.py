@@ -30,6 +30,7 @@ def seconds(device: str, call: Call, count: int) -> float:
 def graphed(call: Call) -> Call:
     """The call as a CUDA graph to be replayed: the same kernels, launched by the device itself."""
     aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(3):
             call()

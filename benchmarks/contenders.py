@@ -20,9 +20,10 @@ from .targets import Direction
 
 PACKED = ("coalign", "2 x varlen_attn", "2 x jagged SDPA")  # those that take packed tokens, where a case has them
 TO_LONGEST = ("eager, to the longest", "torch.compile, to the longest")  # padded no further than the batch needs
+TUNED = "torch.compile, max-autotune"
 COMPILED = (  # in their first call
     "torch.compile",
-    "torch.compile, max-autotune",
+    TUNED,
     "torch.compile, in float32",
     "torch.compile, to the longest",
     "2 x FlexAttention",
@@ -42,7 +43,7 @@ def contenders(case: Case, inputs: Inputs, backend: str | None = None) -> dict[s
         "coalign": _coalign(case, inputs, backend),
         "eager": lambda *x: eager(*x, *masks),
         "torch.compile": lambda *x: compiled(*x, *masks),
-        "torch.compile, max-autotune": lambda *x: tuned(*x, *masks),
+        TUNED: lambda *x: tuned(*x, *masks),
         "torch.compile, in float32": lambda *x: widened(*x, *masks),
         "eager, to the longest": lambda *x: eager(*x, *least),
         "torch.compile, to the longest": lambda *x: trimmed(*x, *least),
@@ -56,7 +57,7 @@ def contenders(case: Case, inputs: Inputs, backend: str | None = None) -> dict[s
 
 def absent(name: str, case: Case, direction: Direction, device: str) -> str | None:
     """Why a contender does not take part in a case; None: it does."""
-    if name in ("torch.compile, max-autotune", "2 x FlexAttention") and device == "cpu":
+    if name in (TUNED, "2 x FlexAttention") and device == "cpu":
         return "measured on GPUs only"
     if name == "2 x varlen_attn" and device == "cpu":
         return "needs a GPU"

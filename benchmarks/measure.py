@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from . import contenders
-from .cases import Case, Inputs, make
+from .cases import Case, Inputs, inputs_of
 from .clock import Call, graphed, in_turn, seconds
 from .targets import Direction
 
@@ -64,6 +64,7 @@ def compare(
     sets: int = 3,
     graph: bool = False,
     only: tuple[str, ...] | None = None,
+    without: tuple[str, ...] = (),
     backend: str | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> list[Timing]:
@@ -72,7 +73,7 @@ def compare(
     Args:
         rounds: at how many turns each contender is measured, unless it is too slow for so many.
         sets: how many inputs rotate; 1: hot. graph: replay CUDA graphs.
-        only: contenders by name; None: all of them. backend: coalign's.
+        only: contenders by name; None: all of them. without: contenders that are said to be absent. backend: coalign's.
         step: called after every round, for a progress bar.
 
     Raises:
@@ -80,13 +81,14 @@ def compare(
     """
     if device == "cpu":
         settle_allocator()
-    inputs = [make(case, seed, device) for seed in range(sets)]
+    inputs = inputs_of(case, sets, device)
     found = contenders.contenders(case, inputs[0], backend)
     timings, calls = [], {}
     for name, align in found.items():
         if only is not None and name not in only:
             continue
-        if reason := contenders.absent(name, case, direction, device):
+        reason = "left out for want of time" if name in without else contenders.absent(name, case, direction, device)
+        if reason:
             timings.append(Timing(name, graph=graph, hot=sets == 1, absent=reason))
             continue
         check(case, name, align, inputs[0])

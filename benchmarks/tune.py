@@ -6,11 +6,16 @@ trying things out. A choice is kept only if its results are right and it beats t
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import json
+import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -18,12 +23,16 @@ from typing import Annotated, Any
 import torch
 import typer
 from coalign.kernels.gpu import architecture
-from coalign.kernels.triton import choices
+from coalign.kernels.triton import choices, prepared
 from rich.console import Console
+from torch import Tensor
+from triton.errors import TritonError
+
+from coalign import FrozenDecomposableAttention, PairBatch
 
 from . import contenders
-from .cases import Case, make
-from .clock import Call, in_turn, seconds
+from .cases import Case, inputs_of
+from .clock import Call, graphed, in_turn, seconds
 from .measure import Wrong, calls_of, check
 from .model_cases import Book, make_batch, ours
 
@@ -54,57 +63,102 @@ def search(
 def candidates() -> dict[str, list[Value]]:
     """What is worth trying, the benchmarks' most important kernels first."""
     found: dict[str, list[Value]] = {}
-    for kind, size in itertools.product(("half", "tf32", "ieee"), (64, 32, 16, 128)):
-        for backward in (False, True):
-            if size <= (choices.TILE_BACKWARD_MAX if backward else choices.TILE_FORWARD_MAX):
-                warps = (1, 2, 4) if size == 16 else (2, 4, 8)
-                found[choices.key("tile", backward, kind, size)] = [[w, s] for w in warps for s in (1, 2, 3)]  # type: ignore[arg-type]
-    for kind, widest, backward in itertools.product(("half", "tf32", "ieee"), (64, 256, 128), (False, True)):
-        blocks = itertools.product((32, 64, 128), (32, 64), (4, 8), (1, 2, 3))
-        found[choices.key("stream", backward, kind, widest)] = [  # type: ignore[arg-type]
-            [m, n, widest, min(widest, 128), warps, stages] for m, n, warps, stages in blocks if n <= m
-        ]
-    for kind, rows in itertools.product(("half", "tf32", "ieee"), (64, 128)):
-        sizes = itertools.product((4, 8, 16), (16, 32, 64))
-        found[choices.key("frozen", False, kind, rows)] = [list(size) for size in sizes]  # type: ignore[arg-type]
+    for kind in ("half", "tf32", "ieee"):
+        for size in (64, 32, 16, 128):
+            for kernel, backward in itertools.product(("tile", "ragged"), (False, True)):
+                most = choices.TILE_BACKWARD_MAX if backward else choices.TILE_FORWARD_MAX
+                if size <= most and (size > 16 or kernel == "tile"):
+                    found[choices.key(kernel, backward, kind, size)] = _tiles(kernel, size)  # type: ignore[arg-type]
+        for widest, backward in itertools.product((64, 256, 128), (False, True)):
+            blocks = itertools.product((32, 64, 128), (32, 64, 128), (4, 8), (2, 3))
+            found[choices.key("stream", backward, kind, widest)] = [  # type: ignore[arg-type]
+                [m, n, widest, min(widest, 128), warps, stages] for m, n, warps, stages in blocks if n <= m
+            ]
+        for rows in (64, 128):
+            sizes = itertools.product((4, 8, 16), (16, 32, 64))
+            found[choices.key("frozen", False, kind, rows)] = [list(size) for size in sizes]  # type: ignore[arg-type]
     return found
+
+
+def _tiles(kernel: str, size: int) -> list[Value]:
+    """Warps, stages and the widest chunks of features and of values. Few for ragged tiles: each is several kernels."""
+    warps = {16: (1, 2, 4), 32: (2, 4), 64: (4, 8), 128: (8,)}[size]
+    chunks = ((32, 32), (64, 64), (128, 64), (256, 128))
+    if kernel == "ragged":
+        warps, chunks = (2, 4, 8), chunks[:3]
+    stages = (1, 2, 3) if kernel == "tile" else (1, 2)
+    return [[w, s, h, d] for w, s, (h, d) in itertools.product(warps, stages, chunks)]
 
 
 def case_of(key: str) -> Case:
     """The sizes at which a choice is timed."""
     kernel, _, kind, size = key.split()
     dtype = torch.bfloat16 if kind == "half" else torch.float32
-    if kernel == "tile":
+    if kernel in ("tile", "ragged"):
         rows = {16: 16, 32: 32, 64: 50, 128: 128}[int(size)]
-        return Case(key, 2048, rows, rows, dtype=dtype, tf32=kind == "tf32", lengths="half")
+        lengths = "full" if kernel == "tile" else "snli"
+        return Case(key, 2048, rows, rows, dtype=dtype, tf32=kind == "tf32", lengths=lengths)  # type: ignore[arg-type]
     widths = {"64": (64, 64), "128": (128, 128), "256": (200, 100)}[size]
     return Case(key, 16, 1024, 1024, *widths, dtype=dtype, tf32=kind == "tf32")
 
 
 def time_on_gpu(key: str, value: Value | None) -> float | None:
-    """Seconds of a call with that choice; None where it does not compile, does not fit or is wrong."""
+    """Seconds of a replayed graph of a call with that choice; None where it does not compile, does not fit or is wrong.
+
+    Of graphs, for of calls one would see the processor's part, which the choice does not change.
+    """
+    try:
+        with _tried(key, value):
+            calls = [graphed(call) for call in _calls(key)]
+        return median(seconds("cuda", in_turn(calls, 0), 20) for _ in range(5))
+    except _UNUSABLE:
+        return None
+
+
+_UNUSABLE = (
+    Wrong,
+    RuntimeError,
+    torch.OutOfMemoryError,
+    TritonError,
+)  # the last when a choice needs more than there is
+
+
+def compile_all(work: dict[str, list[Value]], processes: int) -> None:
+    """Compile what will be timed, several at once, into Triton's cache: that is what takes the time."""
+    items = [(key, value) for key, values in work.items() for value in values]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+        for _ in pool.map(_compile, *zip(*items, strict=True)):
+            pass
+
+
+def _compile(key: str, value: Value) -> None:
+    with contextlib.suppress(*_UNUSABLE), _tried(key, value):
+        for call in _calls(key)[:1]:
+            call()
+
+
+@contextlib.contextmanager
+def _tried(key: str, value: Value | None) -> Iterator[None]:
+    """While it lasts, launches take that choice."""
     torch.set_float32_matmul_precision("high" if " tf32 " in key else "highest")
-    choices.trial.clear()
     if value is not None:
         choices.trial[key] = value
+    prepared.forget()
     try:
-        calls = _frozen_calls(key) if key.startswith("frozen") else _operator_calls(key)
-        for call in calls:
-            call()
-        return median(seconds("cuda", in_turn(calls, 0), 10) for _ in range(5))
-    except (Wrong, RuntimeError, torch.OutOfMemoryError):
-        return None
-    except Exception as error:  # the compiler's own, of many kinds, when a choice needs more than there is
-        if type(error).__module__.startswith("triton"):
-            return None
-        raise
+        yield
     finally:
         choices.trial.clear()
+        prepared.forget()
+
+
+def _calls(key: str) -> list[Call]:
+    return _frozen_calls(key) if key.startswith("frozen") else _operator_calls(key)
 
 
 def _operator_calls(key: str) -> list[Call]:
     case = case_of(key)
-    inputs = [make(case, seed, "cuda") for seed in range(2)]
+    inputs = inputs_of(case, 2, "cuda")
     align = contenders.contenders(case, inputs[0], "triton")["coalign"]
     check(case, "coalign", align, inputs[0])
     direction = "forward + backward" if " backward " in key else "forward"
@@ -112,21 +166,30 @@ def _operator_calls(key: str) -> list[Call]:
 
 
 def _frozen_calls(key: str) -> list[Call]:
-    torch.manual_seed(0)
-    model = ours(Book().eval().to("cuda"))
-    made = model.freeze(torch.bfloat16 if " half " in key else torch.float32)
-    batches = [make_batch(4096, seed).packed.to("cuda") for seed in range(2)]
-    made.backend = "reference"
-    expected = made(batches[0])
-    made.backend = "triton"
+    made, batches, expected = _frozen(" half " in key)
     error = float((made(batches[0]) - expected).norm() / expected.norm())
     if not error <= 2e-2:
         raise Wrong(f"a frozen model's scores are off by {error:.1e}")
     return [lambda batch=batch: made(batch) for batch in batches]  # type: ignore[misc]
 
 
+@lru_cache(maxsize=1)
+def _frozen(half: bool) -> tuple[FrozenDecomposableAttention, list[PairBatch], Tensor]:
+    """A frozen model, batches, and its scores of the first of them."""
+    torch.manual_seed(0)
+    model = ours(Book().eval().to("cuda"))
+    made = model.freeze(torch.bfloat16 if half else torch.float32)
+    batches = [make_batch(4096, seed).packed.to("cuda") for seed in range(2)]
+    made.backend = "reference"
+    expected = made(batches[0])
+    made.backend = "triton"
+    return made, batches, expected
+
+
 def main(
     limit: Annotated[float, typer.Option("--seconds", help="begin no kernel after so many")] = 440.0,
+    processes: Annotated[int, typer.Option(help="that compile at the same time; 0: one a core", min=0)] = 0,
+    only: Annotated[str, typer.Option(help="kernels whose name holds this, as in 'tile forward half 64'")] = "",
 ) -> None:
     """Tune the Triton kernels for this GPU."""
     console = Console()
@@ -138,13 +201,17 @@ def main(
     about: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "choices": {}}
     if path.exists():
         about["choices"] = json.loads(path.read_text())["choices"]
-    for key, value, taken, default in search(candidates(), time_on_gpu, time.monotonic() + limit):
+    until = time.monotonic() + limit  # compiling counts too
+    work = {key: values for key, values in candidates().items() if only in key}
+    compile_all(work, processes or os.cpu_count() or 1)
+    for key, value, taken, default in search(work, time_on_gpu, until):
         console.print(f"{key}: {value}, {default / taken:.2f} times as fast")
         about["choices"][key] = value
         about["date"] = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
         FOLDER.mkdir(exist_ok=True)
         path.write_text(json.dumps(about, indent=1) + "\n")  # at once: what is found is not lost when something stops
     choices.tuned.cache_clear()
+    prepared.forget()
     console.print(f"{len(about['choices'])} choices in {path}")
 
 

@@ -6,8 +6,10 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,27 +46,57 @@ def unsupported_on(device: torch.device, dtype: torch.dtype) -> list[str]:
 
 
 def forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
-    from .launch import Target, plan_forward
-
-    target = Target(gpu.tf32_allowed(), shared_memory(a.f.device), gpu.architecture(a.f.device))
-    launches, found = plan_forward(a, b, bias, rule, target)
+    launch, prepared = _launcher()
+    target = launch.Target(gpu.tf32_allowed(), shared_memory(a.f.device), gpu.architecture(a.f.device))
+    found = launch.room_forward(a, b)
     with on_device(a.f):
-        for launch in launches:
-            launch.run()
+        prepared.launch(
+            ("forward", *_key(a, b, bias, rule), target),
+            {**launch.given_tensors(a, b, bias, rule), **launch.forward_tensors(found)},
+            lambda: launch.plan_forward(a, b, bias, rule, found, target),
+        )
     return found
 
 
 def backward(
     a: Side, b: Side, bias: Tensor | None, rule: Rule, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
 ) -> OperandGrads:
-    from .launch import Target, plan_backward
-
-    target = Target(gpu.tf32_allowed(), shared_memory(a.f.device), gpu.architecture(a.f.device))
-    launches, found = plan_backward(a, b, bias, rule, saved, grads, bias_grad, target)
+    launch, prepared = _launcher()
+    target = launch.Target(gpu.tf32_allowed(), shared_memory(a.f.device), gpu.architecture(a.f.device))
+    saved = Alignment(*(t.contiguous() for t in saved))
+    dlse_a, dlse_b = (g if g is None else g.contiguous() for g in (grads.lse_a, grads.lse_b))
+    grads = AlignmentGrads(grads.beta.contiguous(), grads.alpha.contiguous(), dlse_a, dlse_b)
+    found, deltas = launch.room_backward(a, b, bias, saved, bias_grad)
+    sizes = None if deltas is None else (deltas.a.shape, deltas.b.shape)
+    there = tuple(t is None for t in (grads.lse_a, grads.lse_b, found.bias))
     with on_device(a.f):
-        for launch in launches:
-            launch.run()
+        prepared.launch(
+            ("backward", *_key(a, b, bias, rule), sizes, there, target),
+            {
+                **launch.given_tensors(a, b, bias, rule),
+                **launch.backward_tensors(saved, grads, found, deltas),
+            },
+            lambda: launch.plan_backward(a, b, bias, rule, saved, grads, found, deltas, target),
+        )
     return found
+
+
+def _key(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> tuple[Hashable, ...]:
+    """What a plan depends on of what a call brings along."""
+    layout, packed = _launcher()[1].layout, a.f.ndim == 2
+    return (
+        *(layout(t, packed) for t in (a.f, b.f, a.x, b.x)),
+        *(layout(t) for t in (a.extent, b.extent, bias)),
+        *(a.length, b.length, *rule[:4], rule.seed is None, a.f.device.index),
+    )
+
+
+@cache
+def _launcher() -> tuple[Any, Any]:
+    """The modules launch and prepared, which import Triton; an import statement in each call takes microseconds."""
+    from . import launch, prepared
+
+    return launch, prepared
 
 
 def shared_memory(device: torch.device) -> int:

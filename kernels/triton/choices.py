@@ -44,7 +44,8 @@ def tuned(architecture: str) -> dict[str, list[int]]:
 
 
 def key(kernel: str, backward: bool, kind: Arithmetic, size: int) -> str:
-    """Of a choice: kernel is "tile" or "stream", size the tile's rows or the stream's widest operand, rounded up."""
+    """Of a choice: kernel is "tile", "ragged" (tiles of several sizes), "stream" or "frozen"; size the largest tile's
+    rows or the stream's widest operand, rounded up."""
     return f"{kernel} {'backward' if backward else 'forward'} {kind} {size}"
 
 
@@ -79,16 +80,18 @@ def tile(
 ) -> Choice:
     """For pairs of at most `longest` rows; ragged ones may use smaller tiles too. d is the wider value."""
     largest = max(16, _power_of_two(longest))
-    default = [_TILE_WARPS[backward][kind][largest], 2]
-    warps, stages = _chosen(key("tile", backward, kind, largest), architecture, default)
+    several = ragged and largest > 16
+    default = [_TILE_WARPS[backward][kind][largest], 2, 32, 32]
+    name = key("ragged" if several else "tile", backward, kind, largest)
+    warps, stages, most_h, most_d = _chosen(name, architecture, default)
     return Choice(
         num_warps=warps,
         num_stages=stages,
         blocks={
-            "SMALLEST": 16 if ragged else largest,
+            "SMALLEST": 16 if several else largest,
             "LARGEST": largest,
-            "BLOCK_H": _block(h, 32),
-            "BLOCK_D": _block(d, 32),
+            "BLOCK_H": _block(h, most_h),
+            "BLOCK_D": _block(d, most_d),
         },
     )
 

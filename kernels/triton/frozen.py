@@ -39,11 +39,25 @@ def sums(
     table: (words, 3 h), weight: (h, h), of g's second layer, bias: (h,) float32; ids: (total,), offsets: (pairs + 1,)
     int32, for each side; all contiguous. most: the most tokens that a pair has, both sides together.
     """
-    from .launch import Target, plan_frozen
+    from . import prepared
+    from .launch import Target, plan_frozen, room_frozen
 
     target = Target(gpu.tf32_allowed(), shared_memory(table.device), gpu.architecture(table.device))
-    launches, found = plan_frozen(table, ids, offsets, weight, bias, most, target)
+    found = room_frozen(weight, bias, offsets)
+    kinds = (*table.shape, table.dtype, ids[0].dtype, ids[1].dtype, offsets[0].shape[0])
     with on_device(table):
-        for launch in launches:
-            launch.run()
+        prepared.launch(
+            ("frozen", kinds, most, table.device.index, target),
+            {
+                "p_table": table,
+                "p_ids_a": ids[0],
+                "p_ids_b": ids[1],
+                "p_offsets_a": offsets[0],
+                "p_offsets_b": offsets[1],
+                "p_weight": weight,
+                "p_bias": bias,
+                "p_sums": found,
+            },
+            lambda: plan_frozen(table, ids, offsets, weight, bias, most, found, target),
+        )
     return found

@@ -33,7 +33,7 @@ class Target(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """A kernel, its grid, its arguments by name (tensors and numbers), and its constants."""
+    """A kernel, its grid, arguments by name (tensors and numbers; it takes those that it knows), and its constants."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -41,9 +41,10 @@ class Launch(NamedTuple):
     constants: dict[str, Any]
     choice: choices.Choice
 
-    def run(self) -> None:
-        self.kernel[self.grid](
-            **self.arguments,
+    def run(self) -> Any:
+        """What Triton compiled for it; None of the interpreter."""
+        return self.kernel[self.grid](
+            **{name: value for name, value in self.arguments.items() if name in self.kernel.arg_names},
             **self.constants,
             **self.choice.blocks,
             num_warps=self.choice.num_warps,
@@ -52,25 +53,73 @@ class Launch(NamedTuple):
         )
 
 
-def plan_forward(a: Side, b: Side, bias: Tensor | None, rule: Rule, target: Target) -> tuple[list[Launch], Alignment]:
-    """The launches that fill an alignment, and the alignment."""
-    arguments, constants = _operands(a, b, bias, rule, target)
-    found = Alignment(
+def given_tensors(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> dict[str, Tensor | None]:
+    """What a call brings along, by the kernels' names."""
+    return {
+        **{"p_fa": a.f, "p_fb": b.f, "p_a": a.x, "p_b": b.x, "p_extent_a": a.extent, "p_extent_b": b.extent},
+        **{"p_bias": bias, "p_seed": rule.seed},
+    }
+
+
+def forward_tensors(found: Alignment) -> dict[str, Tensor]:
+    """What a forward pass writes, by the kernels' names."""
+    return {"p_beta": found.beta, "p_alpha": found.alpha, "p_lse_a": found.lse_a, "p_lse_b": found.lse_b}
+
+
+def backward_tensors(
+    saved: Alignment, grads: AlignmentGrads, found: OperandGrads, deltas: Deltas | None
+) -> dict[str, Tensor | None]:
+    """What a backward pass reads and writes besides what it was given, by the kernels' names."""
+    delta_a, delta_b = deltas or (None, None)
+    return {
+        **forward_tensors(saved),
+        **{"p_dbeta": grads.beta, "p_dalpha": grads.alpha, "p_dlse_a": grads.lse_a, "p_dlse_b": grads.lse_b},
+        **{"p_dfa": found.f_a, "p_dfb": found.f_b, "p_da": found.a, "p_db": found.b, "p_dbias": found.bias},
+        **{"p_delta_a": delta_a, "p_delta_b": delta_b},
+    }
+
+
+def room_forward(a: Side, b: Side) -> Alignment:
+    """An alignment to be filled."""
+    return Alignment(
         beta=a.x.new_empty(*a.f.shape[:-1], b.x.shape[-1]),
         alpha=b.x.new_empty(*b.f.shape[:-1], a.x.shape[-1]),
         lse_a=a.f.new_empty(a.f.shape[:-1], dtype=torch.float32),
         lse_b=b.f.new_empty(b.f.shape[:-1], dtype=torch.float32),
     )
-    arguments |= {f"p_{name}": t for name, t in found._asdict().items()}
+
+
+def plan_forward(a: Side, b: Side, bias: Tensor | None, rule: Rule, found: Alignment, target: Target) -> list[Launch]:
+    """The launches that fill an alignment."""
+    arguments, constants = _operands(a, b, bias, rule, target)
+    arguments |= forward_tensors(found)
     h, d = a.f.shape[-1], max(a.x.shape[-1], b.x.shape[-1])
     kind = choices.arithmetic(a.f.dtype, target.tf32)
     longest = max(a.length, b.length)
     if longest <= choices.TILE_FORWARD_MAX:
         choice = choices.tile(longest, _ragged(a, b), h, d, kind, backward=False, architecture=target.architecture)
-        return [Launch(tile_forward, (a.pairs,), arguments, constants, choice)], found
+        return [Launch(tile_forward, (a.pairs,), arguments, constants, choice)]
     choice = choices.stream(h, d, kind, target.shared, backward=False, architecture=target.architecture)
     chunks = triton.cdiv(d, choice.blocks["BLOCK_D"])
-    return [Launch(stream_forward, (_stream_programs(a, b, choice), chunks), arguments, constants, choice)], found
+    return [Launch(stream_forward, (_stream_programs(a, b, choice), chunks), arguments, constants, choice)]
+
+
+class Deltas(NamedTuple):
+    """Room that the stream kernels' backward pass needs: a number for every row of either side."""
+
+    a: Tensor
+    b: Tensor
+
+
+def room_backward(
+    a: Side, b: Side, bias: Tensor | None, saved: Alignment, bias_grad: bool
+) -> tuple[OperandGrads, Deltas | None]:
+    """Gradients to be filled, and room for deltas where they are needed."""
+    dbias = bias.new_zeros(bias.shape, dtype=torch.float32) if bias is not None and bias_grad else None
+    dfa, dfb, da, db = (t.new_empty(t.shape) for t in (a.f, b.f, a.x, b.x))
+    streams = max(a.length, b.length) > choices.TILE_BACKWARD_MAX
+    deltas = Deltas(torch.empty_like(saved.lse_a), torch.empty_like(saved.lse_b)) if streams else None
+    return OperandGrads(dfa, dfb, da, db, dbias), deltas
 
 
 def plan_backward(
@@ -80,59 +129,43 @@ def plan_backward(
     rule: Rule,
     saved: Alignment,
     grads: AlignmentGrads,
-    bias_grad: bool,
+    found: OperandGrads,
+    deltas: Deltas | None,
     target: Target,
-) -> tuple[list[Launch], OperandGrads]:
-    """The launches that fill the operands' gradients, and the gradients."""
+) -> list[Launch]:
+    """The launches that fill the operands' gradients; saved and grads are contiguous."""
     arguments, constants = _operands(a, b, bias, rule, target)
-    saved = Alignment(*(t.contiguous() for t in saved))
-    dbeta, dalpha, dlse_a, dlse_b = (g if g is None else g.contiguous() for g in grads)
-    dbias = bias.new_zeros(bias.shape, dtype=torch.float32) if bias is not None and bias_grad else None
-    dfa, dfb, da, db = (t.new_empty(t.shape) for t in (a.f, b.f, a.x, b.x))
-    found = OperandGrads(dfa, dfb, da, db, dbias)
     nothing = a.f  # stands in for a tensor that is not there; no kernel looks at it
+    tensors = backward_tensors(saved, grads, found, deltas)
+    arguments |= {name: nothing if t is None else t for name, t in tensors.items()}
     constants["HAS_DBIAS"] = found.bias is not None
-    has_dlse = {"HAS_DLSE_A": dlse_a is not None, "HAS_DLSE_B": dlse_b is not None}
-    arrived = {
-        "p_dbeta": dbeta,
-        "p_dalpha": dalpha,
-        "p_dlse_a": nothing if dlse_a is None else dlse_a,
-        "p_dlse_b": nothing if dlse_b is None else dlse_b,
-    }
-    arguments |= {
-        "p_lse_a": saved.lse_a,
-        "p_lse_b": saved.lse_b,
-        "p_dfa": found.f_a,
-        "p_dfb": found.f_b,
-        "p_da": found.a,
-        "p_db": found.b,
-        "p_dbias": nothing if found.bias is None else found.bias,
-    }
+    has_dlse = {"HAS_DLSE_A": grads.lse_a is not None, "HAS_DLSE_B": grads.lse_b is not None}
     h, d = a.f.shape[-1], max(a.x.shape[-1], b.x.shape[-1])
     kind = choices.arithmetic(a.f.dtype, target.tf32)
-    longest = max(a.length, b.length)
-    if longest <= choices.TILE_BACKWARD_MAX:
-        choice = choices.tile(longest, _ragged(a, b), h, d, kind, backward=True, architecture=target.architecture)
-        return [Launch(tile_backward, (a.pairs,), arguments | arrived, constants | has_dlse, choice)], found
+    if deltas is None:
+        longest, ragged = max(a.length, b.length), _ragged(a, b)
+        choice = choices.tile(longest, ragged, h, d, kind, backward=True, architecture=target.architecture)
+        return [Launch(tile_backward, (a.pairs,), arguments, constants | has_dlse, choice)]
 
-    delta_a, delta_b = torch.empty_like(saved.lse_a), torch.empty_like(saved.lse_b)
     delta_choice = choices.delta(d)
     rows = delta_choice.blocks["BLOCK_R"]
     total_a, total_b = saved.lse_a.numel(), saved.lse_b.numel()
     delta = Launch(
         stream_delta,
         (triton.cdiv(total_a, rows) + triton.cdiv(total_b, rows),),
-        arrived
-        | {"p_beta": saved.beta, "p_alpha": saved.alpha, "p_delta_a": delta_a, "p_delta_b": delta_b}
-        | {"total_a": total_a, "total_b": total_b},
+        arguments | {"total_a": total_a, "total_b": total_b},
         has_dlse | {"D_A": a.x.shape[-1], "D_B": b.x.shape[-1]},
         delta_choice,
     )
-    arguments |= {"p_dbeta": dbeta, "p_dalpha": dalpha, "p_delta_a": delta_a, "p_delta_b": delta_b}
     choice = choices.stream(h, d, kind, target.shared, backward=True, architecture=target.architecture)
     chunks = max(triton.cdiv(h, choice.blocks["BLOCK_H"]), triton.cdiv(d, choice.blocks["BLOCK_D"]))
     sweep = Launch(stream_backward, (_stream_programs(a, b, choice), chunks), arguments, constants, choice)
-    return [delta, sweep], found
+    return [delta, sweep]
+
+
+def room_frozen(weight: Tensor, bias: Tensor, offsets: tuple[Tensor, Tensor]) -> Tensor:
+    """A frozen model's sums to be filled: (pairs, 2 h)."""
+    return bias.new_empty(offsets[0].shape[0] - 1, 2 * weight.shape[0])
 
 
 def plan_frozen(
@@ -142,15 +175,15 @@ def plan_frozen(
     weight: Tensor,
     bias: Tensor,
     most: int,
+    sums: Tensor,
     target: Target,
-) -> tuple[list[Launch], Tensor]:
-    """The launches that fill the sums (pairs, 2 h) of a frozen model's packed pairs, and the sums.
+) -> list[Launch]:
+    """The launches that fill the sums of a frozen model's packed pairs.
 
     most: tokens of the pair that has most, both sides together, at most the largest of choices.frozen_tiles.
     """
     h, pairs = weight.shape[0], offsets[0].shape[0] - 1
     kind = choices.arithmetic(table.dtype, target.tf32)
-    sums = bias.new_empty(pairs, 2 * h)
     arguments = {
         "p_table": table,
         "p_ids_a": ids[0],
@@ -173,7 +206,7 @@ def plan_frozen(
             with_own = arguments | {"owned": owned}, constants | {"SHORTER": shorter}
             launches.append(Launch(frozen_sums, (triton.cdiv(pairs, owned),), *with_own, choice))
         shorter = tile
-    return launches, sums
+    return launches
 
 
 def _operands(
@@ -212,7 +245,7 @@ def _operands(
         }
         constants |= {f"ROW_{name.upper()}": t.stride(-2), f"UNIT_{name.upper()}": unit}
     for name, side in (("a", a), ("b", b)):
-        arguments[f"p_extent_{name}"] = side.f if side.extent is None else side.extent.contiguous()
+        arguments[f"p_extent_{name}"] = a.f if side.extent is None else side.extent.contiguous()
     bias_strides = (0, 0, 0, 0)
     if bias is not None:
         bias_strides = (*_pair_strides(bias, packed), bias.stride(-2), bias.stride(-1))

@@ -18,9 +18,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ..problem import PLAIN, Alignment, AlignmentGrads, Rule, Side
+from ..problem import PLAIN, AlignmentGrads, Rule, Side
 from . import choices
-from .launch import Launch, Target, plan_backward, plan_forward, plan_frozen
+from .launch import Launch, Target, plan_backward, plan_forward, plan_frozen, room_backward, room_forward, room_frozen
 
 _POINTERS = {
     torch.float32: "*fp32",
@@ -161,7 +161,8 @@ def _frozen(h: int, arithmetic: choices.Arithmetic, architecture: Architecture) 
     ids, offsets = empty(4096, dtype=torch.int64), empty(257, dtype=torch.int32)
     table, weight, bias = empty(1000, 3 * h, dtype=dtype), empty(h, h, dtype=dtype), empty(h, dtype=torch.float32)
     target = Target(arithmetic == "tf32", architecture.shared, architecture.name)
-    return plan_frozen(table, (ids, ids), (offsets, offsets), weight, bias, 128, target)[0]
+    sums = room_frozen(weight, bias, (offsets, offsets))
+    return plan_frozen(table, (ids, ids), (offsets, offsets), weight, bias, 128, sums, target)
 
 
 # fmt: off
@@ -171,10 +172,13 @@ def plan(
     # fmt: on
     """The launches of a forward and of a backward pass over sides that need no data."""
     target = Target(arithmetic == "tf32", architecture.shared, architecture.name)
-    forward, found = plan_forward(a, b, None, rule, target)
+    found = room_forward(a, b)
     grads = AlignmentGrads(found.beta, found.alpha, None, None)
-    backward, _ = plan_backward(a, b, None, rule, Alignment(*found), grads, False, target)
-    return forward, backward
+    room, deltas = room_backward(a, b, None, found, False)
+    return (
+        plan_forward(a, b, None, rule, found, target),
+        plan_backward(a, b, None, rule, found, grads, room, deltas, target),
+    )
 
 
 def compile_case(case: Case, architecture: Architecture) -> Compiled:

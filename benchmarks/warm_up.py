@@ -1,0 +1,66 @@
+"""Compiling what a run will need before it begins, several things at once.
+
+Where a GPU is to be had for minutes, compiling torch.compile's contenders and Triton's kernels one after another
+would take most of them. What these processes compile lies in the compilers' caches when the run asks for it. Nothing
+that they time is kept, and nothing that chooses by timing (max-autotune) is compiled here, beside others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+
+from . import whole_model
+from .cases import Case
+from .contenders import COMPILED, TUNED
+from .measure import compare, directions
+from .model_cases import ModelCase
+
+
+def operator(cases: Sequence[Case], processes: int, without: tuple[str, ...] = ()) -> None:
+    """Compile the operator's contenders for a GPU."""
+    items = [(case, direction) for case in cases for direction in directions()]
+    only = tuple(name for name in ("coalign", *COMPILED) if name not in (TUNED, *without))
+    _each(_compare, [(*item, only) for item in items], processes)
+
+
+def model(cases: Sequence[ModelCase], processes: int) -> None:
+    """Compile the whole model's contenders for a GPU."""
+    _each(_run_model, [(case,) for case in cases], processes)
+
+
+def _compare(case: Case, direction: Any, only: tuple[str, ...]) -> None:
+    torch.set_float32_matmul_precision("high" if case.tf32 else "highest")
+    compare(case, direction, device="cuda", rounds=1, sets=1, only=only)
+
+
+def _run_model(case: ModelCase) -> None:
+    whole_model.run(case, 1, 1, device="cuda")
+
+
+def _each(call: Callable[..., None], items: list[tuple[Any, ...]], processes: int) -> None:
+    """What fails here fails again in the run, which says so."""
+    context = multiprocessing.get_context("spawn")
+    with _compiling_alone(), ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+        for future in [pool.submit(call, *item) for item in items]:
+            future.exception()
+
+
+@contextlib.contextmanager
+def _compiling_alone() -> Iterator[None]:
+    """Processes that are started meanwhile compile by themselves, without processes of their own."""
+    name = "TORCHINDUCTOR_COMPILE_THREADS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before

@@ -1,0 +1,119 @@
+"""Calls of sizes seen before are launched again with their own tensors; without a GPU, on what Triton interprets."""
+
+import pytest
+import torch
+from conftest import INTERPRETING
+
+from coalign.testing import Case, assert_accurate, run
+
+if not INTERPRETING:
+    pytest.skip("Triton interprets in a process of its own (make test-triton)", allow_module_level=True)
+
+from coalign.kernels.triton import prepared
+from coalign.kernels.triton.launch import Launch
+
+CASES = [
+    Case("tile", 20, 13, h=12, d_a=6, d_b=10),
+    Case("lengths", 20, 13, tokens_a=(20, 3), tokens_b=(13, 0), extent_a="lengths", extent_b="lengths"),
+    Case("mask and bias", 9, 7, tokens_a=(6, 1), extent_a="mask", bias="full"),
+    Case("packed", 16, 12, tokens_a=(16, 3), tokens_b=(5, 12), extent_a="packed", extent_b="packed"),
+    Case("stream", 140, 20, h=12, d_a=6, d_b=10, batch=(1,)),
+]
+
+
+class Compiled:
+    """In place of a compiled kernel: takes its arguments by place, tensors by their addresses, and interprets it."""
+
+    def __init__(self, launch, tensors):
+        self.launch, self.tensors, self.runs = launch, tensors, 0
+
+    def __getitem__(self, grid):
+        def run(*arguments):
+            self.runs += 1
+            of = dict(zip(self.launch.kernel.arg_names, arguments, strict=True))
+            found = {}
+            for name, value in self.launch.arguments.items():
+                if name in of:
+                    found[name] = self.tensors[of[name]] if isinstance(value, torch.Tensor) else of[name]
+            self.launch._replace(grid=grid, arguments=found, kernel=self.launch.kernel).run()
+
+        return run
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """What was compiled, in order; launches compile something, and prepared ones find their tensors."""
+    tensors, made = {}, []
+    run, launch = Launch.run, prepared.launch
+
+    def compiling(self):
+        if run(self) is None and not isinstance(self, Again):
+            made.append(Compiled(Again(*self), tensors))
+            return made[-1]
+
+    class Again(Launch):
+        run = lambda self: run(self)  # noqa: E731
+
+    def launching(key, given, plan):
+        tensors.clear()
+        tensors.update({t.data_ptr(): t for t in given.values() if t is not None})
+        launch(key, given, plan)
+
+    monkeypatch.setattr(Launch, "run", compiling)
+    monkeypatch.setattr(prepared, "launch", launching)
+    prepared.forget()
+    yield made
+    prepared.forget()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_other_tensors_of_the_same_sizes(case, compiled):
+    """Forward and backward: planned once, right every time."""
+    for seed in range(3):
+        operands = case.but(seed=seed).operands("cpu")
+        assert_accurate(run(operands, "triton"), operands)
+    assert compiled
+    assert all(one.runs == 2 for one in compiled)
+
+
+def test_packed_batches_of_other_totals(compiled):
+    """Of as many pairs, with other lengths: what was planned for the one serves the other."""
+    for tokens_a, tokens_b in (((16, 3), (5, 12)), ((7, 16), (12, 1))):
+        case = CASES[3].but(tokens_a=tokens_a, tokens_b=tokens_b)
+        operands = case.operands("cpu")
+        assert_accurate(run(operands, "triton"), operands)
+    assert [one.runs for one in compiled] == [1, 1]
+
+
+def test_one_tensor_for_both_sides_and_then_two(compiled):
+    """An operand that was both sides' leaves no trace in what is launched for two."""
+    from coalign import soft_align
+
+    torch.manual_seed(0)
+    f, g, x, y = (torch.randn(1, 5, 4) for _ in range(4))
+    soft_align(f, f, x, x, backend="triton")
+    found, expected = (soft_align(f, g, x, y, backend=name) for name in ("triton", "reference"))
+    assert compiled[0].runs == 1
+    torch.testing.assert_close(found.beta, expected.beta)
+    torch.testing.assert_close(found.alpha, expected.alpha)
+
+
+def test_what_a_plan_had_to_copy_is_planned_again(compiled):
+    from coalign import soft_align
+
+    torch.manual_seed(0)
+    f, g, x, y = (torch.randn(1, 4, 5).mT for _ in range(4))
+    for _ in range(2):
+        found, expected = (soft_align(f, g, x, y, backend=name) for name in ("triton", "reference"))
+        torch.testing.assert_close(found.beta, expected.beta)
+    assert [one.runs for one in compiled] == [0, 0]
+
+
+def test_there_are_never_too_many(compiled, monkeypatch):
+    from coalign import soft_align
+
+    monkeypatch.setattr(prepared, "MOST", 2)
+    for rows in (3, 4, 5, 6):
+        f, x = torch.randn(1, rows, 4), torch.randn(1, rows, 4)
+        soft_align(f, f, x, x, backend="triton")
+        assert len(prepared._kept) <= 2
