@@ -27,17 +27,29 @@ def seconds(device: str, call: Call, count: int) -> float:
     return begin.elapsed_time(end) / 1e3 / count
 
 
+class NotCaptured(RuntimeError):
+    """A call does what a CUDA graph can't hold: it waits for the GPU, as a rule."""
+
+
 def graphed(call: Call) -> Call:
-    """The call as a CUDA graph to be replayed: the same kernels, launched by the device itself."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
+    """The call as a CUDA graph to be replayed: the same kernels, launched by the device itself.
+
+    Raises:
+        NotCaptured: the call can't be recorded.
+    """
+    before, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+    aside.wait_stream(before)
     with torch.cuda.stream(aside):
         for _ in range(3):
             call()
-    torch.cuda.current_stream().wait_stream(aside)
+    before.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = call()
+    try:
+        with torch.cuda.graph(graph):
+            kept = call()
+    except RuntimeError as error:
+        torch.cuda.set_stream(before)  # which a capture that fails does not return to
+        raise NotCaptured(f"can't be captured in a CUDA graph: {str(error).splitlines()[0]}") from error
 
     def replay() -> object:
         graph.replay()

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 import coalign
 
 from .cases import Case, Inputs
-from .targets import Direction
 
 PACKED = ("coalign", "2 x varlen_attn", "2 x jagged SDPA")  # those that take packed tokens, where a case has them
 TO_LONGEST = ("eager, to the longest", "torch.compile, to the longest")  # padded no further than the batch needs
@@ -55,7 +54,7 @@ def contenders(case: Case, inputs: Inputs, backend: str | None = None) -> dict[s
     }
 
 
-def absent(name: str, case: Case, direction: Direction, device: str) -> str | None:
+def absent(name: str, case: Case, graph: bool, device: str) -> str | None:
     """Why a contender does not take part in a case; None: it does."""
     if name in (TUNED, "2 x FlexAttention") and device == "cpu":
         return "measured on GPUs only"
@@ -73,6 +72,8 @@ def absent(name: str, case: Case, direction: Direction, device: str) -> str | No
         return "takes packed tokens in half precision only"
     if name == "2 x jagged SDPA" and not case.packed:
         return "takes packed tokens only"
+    if name == "2 x jagged SDPA" and graph:
+        return "waits for the GPU in each call, which a CUDA graph can't"
     return None
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from . import contenders
 from .cases import Case, Inputs, inputs_of
-from .clock import Call, graphed, in_turn, seconds
+from .clock import Call, NotCaptured, graphed, in_turn, seconds
 from .targets import Direction
 
 BUDGET = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float64: 1e-12}
@@ -87,7 +87,7 @@ def compare(
     for name, align in found.items():
         if only is not None and name not in only:
             continue
-        reason = "left out for want of time" if name in without else contenders.absent(name, case, direction, device)
+        reason = "left out for want of time" if name in without else contenders.absent(name, case, graph, device)
         if reason:
             timings.append(Timing(name, graph=graph, hot=sets == 1, absent=reason))
             continue
@@ -95,7 +95,10 @@ def compare(
         of = calls_of(align, name, inputs, direction)
         if device != "cpu" or name in contenders.COMPILED:
             of[0]()  # compiles: must be done before turns begin, for a first call there may be the only sample
-        calls[name] = [graphed(call) for call in of] if graph else of
+        try:
+            calls[name] = [graphed(call) for call in of] if graph else of
+        except NotCaptured as error:
+            timings.append(Timing(name, graph=graph, hot=sets == 1, absent=str(error)))
     return timings + take_turns(calls, rounds, step, device, graph)
 
 

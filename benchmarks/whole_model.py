@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import nn
 
 from . import measure, results
-from .clock import graphed
+from .clock import NotCaptured, graphed
 from .model_cases import (
     BASELINE,
     CASES,
@@ -70,10 +70,8 @@ def run(
             of[0]()  # compiles: as in `measure.compare`
         try:
             calls[name] = [graphed(call) for call in of] if graph else of
-        except RuntimeError as error:
-            if not graph:
-                raise
-            absent[name] = f"can't be captured in a CUDA graph: {str(error).splitlines()[0]}"
+        except NotCaptured as error:
+            absent[name] = str(error)
     timings = {timing.contender: timing for timing in measure.take_turns(calls, rounds, step, device, graph)}
     tokens = sum(len(b.packed.ids_a) + len(b.packed.ids_b) for b in batches) / SETS / case.pairs
     return [

@@ -91,6 +91,20 @@ def _simulated_backend(request: pytest.FixtureRequest) -> Iterator[None]:
     take_away()
 
 
+@pytest.fixture(autouse=True)
+def _living_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A kernel that reads where nothing is ends all that the process has on the GPU. The test during which that shows
+    is named, and the tests after it are another process' (pytest-xdist starts one), or are not run."""
+    yield
+    if request.node.get_closest_marker("gpu") and torch.cuda.is_available():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            if "PYTEST_XDIST_WORKER" in os.environ:
+                os._exit(1)
+            pytest.exit(f"{request.node.nodeid} lost the GPU: {error}", returncode=1)
+
+
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """torch.empty and its kin give NaN (integers: the largest), so that what a kernel fails to write shows."""

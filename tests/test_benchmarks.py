@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from benchmarks import (
     roofline,
     significance,
     suites,
-    tune,
 )
 from benchmarks.__main__ import main
 
@@ -82,8 +80,8 @@ def test_half_precision_may_be_computed_in_float32():
     case, name = CASES["full"], "torch.compile, in float32"
     inputs = cases.make(case)
     measure.check(case, name, lambda *x: contenders.in_float32(*x, None, None), inputs)
-    assert contenders.absent(name, case, "forward", "cpu") is None
-    assert contenders.absent(name, CASES["padded"], "forward", "cpu") is not None
+    assert contenders.absent(name, case, False, "cpu") is None
+    assert contenders.absent(name, CASES["padded"], False, "cpu") is not None
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -265,44 +263,6 @@ def test_a_prediction_is_above_the_floor():
     for direction in measure.directions():
         found = predict._case(predict.H100, case, direction)
         assert found["floor"] < found["graph"] < found["calls"] < 1e-2
-
-
-def test_the_tuner_keeps_what_is_fastest_and_stops_in_time(monkeypatch):
-    times = {("x", None): 1.0, ("x", 1): 0.9, ("x", 2): 0.5, ("y", None): 1.0, ("y", 1): 0.99, ("z", None): 1.0}
-
-    def time_of(key, value):
-        return times.get((key, value and value[0]))
-
-    asked = {"x": [[1], [2], [3]], "y": [[1], [2]], "z": [[7]]}
-    assert list(tune.search(asked, time_of, time.monotonic() + 60)) == [("x", [2], 0.5, 1.0)]
-    assert list(tune.search(asked, time_of, time.monotonic() - 1)) == []
-
-
-def test_every_candidate_has_a_case_that_uses_it():
-    choices = pytest.importorskip("coalign.kernels.triton.choices")
-
-    def chosen(key):
-        kernel, direction, kind, size = key.split()
-        if kernel == "frozen":
-            found = choices.frozen(int(size), 200, kind)
-            return found, [found.num_warps, found.blocks["BLOCK_H"]]
-        case, backward = tune.case_of(key), direction == "backward"
-        assert choices.arithmetic(case.dtype, case.tf32) == kind
-        if kernel == "stream":
-            found = choices.stream(case.h, case.d, kind, 1 << 20, backward)
-            return found, [found.num_warps, found.num_stages]
-        found = choices.tile(case.m, kernel == "ragged", case.h, case.d, kind, backward)
-        return found, [found.num_warps, found.num_stages, found.blocks["BLOCK_H"], found.blocks["BLOCK_D"]]
-
-    for key, values in tune.candidates().items():
-        plan, own = chosen(key)
-        choices.trial[key] = values[0]
-        try:
-            tried, found = chosen(key)
-        finally:
-            choices.trial.clear()
-        assert found == values[0][-len(found) :]
-        assert plan != tried or own == found
 
 
 def stands_under(heading, table, page):

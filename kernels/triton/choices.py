@@ -3,8 +3,8 @@
 Chosen from compiled code (Triton 3.9 for sm_80, sm_90, sm_100, sm_120 and gfx942; `coalign kernels` prints the
 report): the largest tiles that keep everything in registers. One warp too few is a cliff of thousands of spilled
 bytes. What still spills is the stream kernels' backward pass in IEEE float32 when the widths exceed 128 (some 500
-bytes) and wherever they exceed 64 on gfx942, and a 128-row tile on sm_100 (some 150). No GPU has timed any yet: once
-one has (`make gpu-tune`), tuned/<architecture>.json holds what was fastest there, and goes before these tables.
+bytes) and wherever they exceed 64 on gfx942, and a 128-row tile on sm_100 (some 150). Where a GPU has timed choices
+(`make gpu-tune`), tuned/<architecture>.json holds what was fastest there, and goes before these tables.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ TILE_BACKWARD_MAX = 64  # and backward: a 128 x 128 tile spills in every form
 
 
 FROZEN_WIDTH = 256  # a frozen model's widest hidden layer: a tile's outputs stay in registers
+# And the narrowest in TF32. On an H200 (Triton 3.6) scores of one of 12 were off by 19 %; of 200 they were right, and
+# in the other arithmetics of 7, 20, 33 and 200. The compiled code shows no cause: narrow ones are multiplied exactly.
+FROZEN_TF32_WIDTH = 64
 
 
 class Choice(NamedTuple):
@@ -58,6 +61,11 @@ def arithmetic(dtype: torch.dtype, tf32: bool) -> Arithmetic:
     if dtype in (torch.bfloat16, torch.float16):
         return "half"
     return "tf32" if tf32 else "ieee"
+
+
+def frozen_tf32(tf32: bool, h: int) -> bool:
+    """Whether a frozen model of this width is multiplied in TF32 where that is allowed."""
+    return tf32 and h >= FROZEN_TF32_WIDTH
 
 
 # largest tile -> warps

@@ -14,7 +14,7 @@ def unsupported(table: Tensor, most: int | None) -> list[str]:
         return reasons
     from . import choices
 
-    kind = choices.arithmetic(table.dtype, gpu.tf32_allowed())
+    kind = choices.arithmetic(table.dtype, choices.frozen_tf32(gpu.tf32_allowed(), table.shape[1] // 3))
     holds = max(choices.frozen_tiles(kind, shared_memory(table.device)), default=0)
     reasons = []
     if table.shape[1] > 3 * choices.FROZEN_WIDTH:

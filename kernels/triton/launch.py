@@ -183,6 +183,7 @@ def plan_frozen(
     most: tokens of the pair that has most, both sides together, at most the largest of choices.frozen_tiles.
     """
     h, pairs = weight.shape[0], offsets[0].shape[0] - 1
+    target = target._replace(tf32=choices.frozen_tf32(target.tf32, h))
     kind = choices.arithmetic(table.dtype, target.tf32)
     arguments = {
         "p_table": table,
