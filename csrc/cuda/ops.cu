@@ -4,13 +4,11 @@
 // can do (`arithmetic`, `shared`), so that the simulator can be any device.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <tuple>
 #include <vector>
 
-#include "stream_backward.cuh"
+#include "plan.cuh"
 #include "tensors.cuh"
-#include "tile.cuh"
 
 namespace coalign::cuda {
 namespace {
@@ -51,78 +49,6 @@ Rule rule_of(
       static_cast<float>(scale), clamp.has_value() ? static_cast<float>(*clamp) : INFINITY,
       seed.has_value() ? data<const int64_t>(*seed) : nullptr, {least_kept(dropout_a), least_kept(dropout_b)},
       {static_cast<float>(kept_factor(dropout_a)), static_cast<float>(kept_factor(dropout_b))}, false};
-}
-
-// What a pass was called with, and the machine it runs on.
-struct Plan {
-  int64_t pairs, length_a, length_b, arithmetic, shared, stream;
-
-  int64_t longest() const { return std::max(length_a, length_b); }
-};
-
-template <class Operands>
-void run(void (*kernel)(Operands), const Plan& plan, dim3 grid, int tile, int bytes, const Operands& operands) {
-  launch(kernel, grid, 2 * tile, bytes, plan.stream, operands);
-}
-
-// Whether a tile of T holds every pair and its kernel fits the device.
-template <int T>
-bool tile_serves(const Plan& plan, int bytes) {
-  return plan.longest() <= T && bytes <= plan.shared;
-}
-
-// Blocks of the stream route: pairs, row tiles, and both directions of as many passes as the widest output takes.
-template <class M>
-dim3 stream_grid(const Plan& plan, int chunks) {
-  const int kept = Share<M>::kCount;
-  return dim3(
-      static_cast<unsigned>(plan.pairs), static_cast<unsigned>((plan.longest() + kStreamTile - 1) / kStreamTile),
-      2 * static_cast<unsigned>((chunks + kept - 1) / kept));
-}
-
-template <class M>
-int host_chunks(int width) {
-  return (width + M::kColumns - 1) / M::kColumns;
-}
-
-template <class M>
-void forward_on(const Plan& plan, const Call<typename M::S>& call) {
-  const dim3 pairs(static_cast<unsigned>(plan.pairs));
-  if (tile_serves<16>(plan, tile_forward_bytes<M, 16>())) {
-    run(tile_forward<M, 16>, plan, pairs, 16, tile_forward_bytes<M, 16>(), call);
-  } else if (tile_serves<32>(plan, tile_forward_bytes<M, 32>())) {
-    run(tile_forward<M, 32>, plan, pairs, 32, tile_forward_bytes<M, 32>(), call);
-  } else if (tile_serves<64>(plan, tile_forward_bytes<M, 64>())) {
-    run(tile_forward<M, 64>, plan, pairs, 64, tile_forward_bytes<M, 64>(), call);
-  } else {
-    const int chunks = host_chunks<M>(std::max(call.a.x.width, call.b.x.width));
-    run(stream_forward<M>, plan, stream_grid<M>(plan, chunks), kStreamTile, stream_forward_bytes<M>(),
-        Directions<typename M::S>(call));
-  }
-}
-
-// Whether a tile kernel serves the backward pass; if not, the deltas need room in memory.
-template <class M>
-bool tile_serves_backward(const Plan& plan) {
-  return tile_serves<16>(plan, tile_backward_bytes<M, 16>()) || tile_serves<32>(plan, tile_backward_bytes<M, 32>()) ||
-         tile_serves<64>(plan, tile_backward_bytes<M, 64>());
-}
-
-template <class M>
-void backward_on(const Plan& plan, const Call<typename M::S>& call) {
-  const dim3 pairs(static_cast<unsigned>(plan.pairs));
-  if (tile_serves<16>(plan, tile_backward_bytes<M, 16>())) {
-    run(tile_backward<M, 16>, plan, pairs, 16, tile_backward_bytes<M, 16>(), call);
-  } else if (tile_serves<32>(plan, tile_backward_bytes<M, 32>())) {
-    run(tile_backward<M, 32>, plan, pairs, 32, tile_backward_bytes<M, 32>(), call);
-  } else if (tile_serves<64>(plan, tile_backward_bytes<M, 64>())) {
-    run(tile_backward<M, 64>, plan, pairs, 64, tile_backward_bytes<M, 64>(), call);
-  } else {
-    const int chunks = host_chunks<M>(call.a.f.width) + host_chunks<M>(std::max(call.a.x.width, call.b.x.width));
-    const Directions<typename M::S> both(call);
-    run(stream_deltas<M>, plan, stream_grid<M>(plan, 1), kStreamTile, stream_deltas_bytes<M>(), both);
-    run(stream_backward<M>, plan, stream_grid<M>(plan, chunks), kStreamTile, stream_backward_bytes<M>(), both);
-  }
 }
 
 // f(M{}) for the arithmetic that serves operands of this type.
@@ -179,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     using M = decltype(math);
     using S = typename M::S;
     std::optional<Tensor> delta_a, delta_b;
-    if (!tile_serves_backward<M>(plan)) {
+    if (needs_deltas<M>(plan)) {
       delta_a = new_empty(lse_a, lse_a.sizes());
       delta_b = new_empty(lse_b, lse_b.sizes());
     }

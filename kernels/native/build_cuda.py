@@ -15,7 +15,7 @@ import torch
 
 from . import build
 
-SOURCES = ("cuda/ops.cu", "cuda/frozen.cu")
+SOURCES = tuple(f"cuda/{name}.cu" for name in ("float32", "bfloat16", "float16", "frozen", "ops"))  # longest first
 
 
 def tools(architectures: Sequence[str]) -> build.Toolchain:

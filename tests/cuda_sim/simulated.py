@@ -44,7 +44,8 @@ def library() -> ctypes.CDLL:
     """Build the simulated library, once, and load it: its operators are torch.ops.coalign_cuda's, for the CPU."""
     flags = ("-std=c++20", "-O2", "-fPIC", "-Wno-psabi", "-Wno-unknown-pragmas", build.TARGET, *build.own_flags())
     tools = build.Toolchain("simulated CUDA", build.compiler(), flags, machine="", headers=(CSRC,))
-    path = build.build(("ops.cpp", "frozen.cpp"), HERE, tools)
+    sources = ("float32.cpp", "bfloat16.cpp", "float16.cpp", "frozen.cpp", "ops.cpp")
+    path = build.build(sources, HERE, tools)
     torch.ops.load_library(str(path))
     loaded = ctypes.CDLL(str(path))
     loaded.coalign_simulate.argtypes = ctypes.c_int, ctypes.c_uint64

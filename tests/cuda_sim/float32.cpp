@@ -1,0 +1,3 @@
+// The kernels for float32: see ops.cpp.
+#define SIMULATED_GPU
+#include "cuda/float32.cu"
