@@ -52,8 +52,8 @@ bench: $(VENV)/installed ## time the operator against PyTorch (minutes, on an id
 GPU_SECONDS ?= 440
 gpu-bench: ## time model and operator on this machine's GPU, most important cases first; GPU_SECONDS=440 is the limit
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(PYTHON) -m benchmarks --suite gpu --resume --seconds $$(($(GPU_SECONDS) * 2 / 3)) $(ARGS)
-	$(PYTHON) -m benchmarks --model --resume --seconds $$(($(GPU_SECONDS) / 3)) $(ARGS)
+	$(PYTHON) -m benchmarks --suite gpu --resume --processes $$(nproc) --seconds $$(($(GPU_SECONDS) * 2 / 3)) $(ARGS)
+	$(PYTHON) -m benchmarks --model --resume --processes $$(nproc) --seconds $$(($(GPU_SECONDS) / 3)) $(ARGS)
 	$(PYTHON) -m benchmarks --report
 
 gpu-tune: ## try the kernels' tile choices on this machine's GPU; GPU_SECONDS=440 is the limit

@@ -132,7 +132,7 @@ def _measure_model(
     processes: int,
 ) -> None:
     known = results.model_keys(_read(path, "model", "--resume")) if resume and path.exists() else set()
-    work = [(case, graph) for graph in ((False, True) if kind == "cuda" else (False,)) for case in cases]
+    work = [(case, graph) for case in cases for graph in ((False, True) if kind == "cuda" else (False,))]
     work = [(case, graph) for case, graph in work if results.model_key(case.name, graph, threads) not in known]
     if kind == "cuda" and processes:
         warm_up.model(list(dict.fromkeys(case for case, _ in work)), processes)

@@ -23,7 +23,7 @@ from ..kernels.triton import interprets
 from . import plain
 from .as_made import exchanged
 from .atomic import save_tensors
-from .ids import Pair, check_ids, padded_pair
+from .ids import Pair, check_ids, padded_pair, tokens_first
 from .masks import as_mask, check_mask
 from .pair_batch import PairBatch
 
@@ -49,7 +49,7 @@ class FrozenDecomposableAttention(nn.Module):
 
     so that a pair costs look-ups, e = F_a F_bᵀ, its softmaxes P and Q, relu(G_a + P G_b), the second layer of g,
     sums and the classifier. On the CPU that is one C++ kernel. On a GPU all but the classifier is one kernel, in Triton
-    or in CUDA C++, for a `PairBatch` without very long pairs or a very large num_hiddens; there a word outside the
+    or in CUDA C++, but for very long pairs, padding included, or a very large num_hiddens; there a word outside the
     vocabulary makes its pair's scores NaN. Elsewhere, and where a compiler or `torch.export` traces the model, it is
     plain PyTorch.
 
@@ -122,8 +122,7 @@ class FrozenDecomposableAttention(nn.Module):
             if backend == "native" and not table.is_cuda:
                 return self._native(X, masks, lengths)
             if backend != "reference":
-                assert isinstance(X, PairBatch)
-                return self._on_gpu(X, GPU_KERNELS[backend])
+                return self._on_gpu(X, masks, lengths, GPU_KERNELS[backend])
             return self._plain(X, masks, lengths)
 
     def _backend(self, X: tuple[Tensor, Tensor] | PairBatch) -> str:
@@ -138,8 +137,9 @@ class FrozenDecomposableAttention(nn.Module):
                 return "reference"
             if candidate == "native" and not table.is_cuda:
                 reasons = native.unsupported(table)
+            elif (most := _most_tokens(X)) is None:
+                return "reference"  # which says what is wrong with them
             else:
-                most = X.most_tokens if isinstance(X, PairBatch) else None
                 reasons = GPU_KERNELS[candidate].unsupported(table, most) or self._not_finite()
             if not reasons:
                 return candidate
@@ -147,17 +147,31 @@ class FrozenDecomposableAttention(nn.Module):
                 raise BackendUnavailable(f"backend {name!r} can't serve this call: {'; '.join(reasons)}")
         return "reference"
 
-    def _on_gpu(self, X: PairBatch, kernel: ModuleType) -> Tensor:
-        for name, ids in (("premises", X.ids_a), ("hypotheses", X.ids_b)):
-            check_ids(name, ids, self.table.shape[0], ndim=1)
-            _check_device(name, ids, self.table)
+    def _on_gpu(
+        self, X: tuple[Tensor, Tensor] | PairBatch, masks: Pair | None, lengths: Pair | None, kernel: ModuleType
+    ) -> Tensor:
+        words = self.table.shape[0]
+        if isinstance(X, PairBatch):
+            for name, ids in zip(_INPUTS, (X.ids_a, X.ids_b), strict=False):
+                check_ids(name, ids, words, ndim=1)
+                _check_device(name, ids, self.table)
+            packed = (X.ids_a, X.offsets_a), (X.ids_b, X.offsets_b)
+        else:
+            a, b, given = padded_pair(X, masks, lengths, self.padding_idx, words)
+            mask_a = as_mask("a", a, given["mask_a"], given["lengths_a"])
+            mask_b = as_mask("b", b, given["mask_b"], given["lengths_b"])
+            for name, t in zip(_INPUTS, (a, b, mask_a, mask_b), strict=True):
+                if t is not None:
+                    _check_device(name, t, self.table)
+            packed = tokens_first(a, mask_a), tokens_first(b, mask_b)
+        (ids_a, offsets_a), (ids_b, offsets_b) = packed
         found = kernel.sums(
             self.table.contiguous(),
-            (X.ids_a.contiguous(), X.ids_b.contiguous()),
-            (X.offsets_a.contiguous(), X.offsets_b.contiguous()),
+            (ids_a.contiguous(), ids_b.contiguous()),
+            (offsets_a.contiguous(), offsets_b.contiguous()),
             self.compare_weight.contiguous(),
             self.compare_bias.float().contiguous(),
-            X.most_tokens,
+            _most_tokens(X),
         )
         return self._classified(found)
 
@@ -302,6 +316,14 @@ class FrozenDecomposableAttention(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kept": _NOTHING}
+
+
+def _most_tokens(X: tuple[Tensor, Tensor] | PairBatch) -> int | None:
+    """How many a pair may have, both sides together; None of what are no plain padded ids."""
+    if isinstance(X, PairBatch):
+        return X.most_tokens
+    fits = isinstance(X, (tuple, list)) and len(X) == 2 and unobserved(tuple(X)) and all(t.ndim == 2 for t in X)
+    return X[0].shape[1] + X[1].shape[1] if fits else None
 
 
 def _check_device(name: str, t: Tensor, table: Tensor) -> None:

@@ -65,3 +65,21 @@ def padded_pair(
         mask_a, mask_b = premises != padding_idx, hypotheses != padding_idx
     extents = {"mask_a": mask_a, "mask_b": mask_b, "lengths_a": lengths_a, "lengths_b": lengths_b}
     return premises, hypotheses, extents
+
+
+def tokens_first(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The tokens of padded ids (batch, length), one sentence after another, and int32 offsets (batch + 1,).
+
+    A GPU is not waited for to learn how many there are: as many ids as there were places, those of padding last.
+    mask: (batch, length) bool, True for a token; None: all are.
+    """
+    sentences, length = ids.shape
+    if mask is None:
+        return ids.reshape(-1), torch.arange(sentences + 1, dtype=torch.int32, device=ids.device) * length
+    kept = mask.reshape(-1)
+    tokens = kept.cumsum(0)  # up to and with each place
+    padding = torch.arange(1, kept.shape[0] + 1, device=ids.device) - tokens
+    place = torch.where(kept, tokens - 1, kept.shape[0] - padding)
+    counts = mask.sum(1)
+    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
+    return torch.empty_like(kept, dtype=ids.dtype).scatter_(0, place, ids.reshape(-1)), offsets

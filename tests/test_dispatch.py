@@ -281,7 +281,6 @@ def test_native_on_a_gpu_says_why_not(monkeypatch, capability, hip, dtype, rows,
     ("capability", "dtype", "most", "reason"),
     [
         ((8, 0), torch.float16, 20, "in float32 and bfloat16, not torch.float16"),
-        ((8, 0), torch.float32, None, "give it a PairBatch"),
         ((6, 1), torch.float32, 20, r"capability is 6\.1"),
         ((8, 0), torch.bfloat16, 20, "no nvcc in this test"),
     ],

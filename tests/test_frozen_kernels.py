@@ -144,8 +144,8 @@ def test_what_it_cant_serve_is_named_or_left_to_plain_pytorch(backend):
         ill.embedding.weight[7, 0] = torch.inf
     too_wide = "num_hiddens is 300" if backend.name == "triton" else "holds 0 or less where num_hiddens is 1100"
     for of, X, reason in (
-        (model(), batch.padded(0), "give it a PairBatch"),
         (model(), long, "129 tokens"),
+        (model(), long.padded(0), "129 tokens"),
         (wide, batch, too_wide),
         (ill, batch, "table holds numbers that are not finite"),
     ):
@@ -156,6 +156,59 @@ def test_what_it_cant_serve_is_named_or_left_to_plain_pytorch(backend):
             made(X)
         made.backend = "reference" if backend.name == simulated.name else None
         assert made(X).shape == (1, 3)
+
+
+LENGTHS = (7, 3, 1, 5, 0, 12), (2, 6, 1, 0, 4, 3)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("said", ["padding_idx", "masks", "lengths", "nothing"])
+def test_padded_sentences(said, backend):
+    """Their tokens are taken together on the device, and the scores are those of the packed batch, to the bit."""
+    of, batch = model(), pairs(*LENGTHS)
+    padding = 0 if said == "padding_idx" else None
+    ids = [t + (t == 0) for t in (batch.ids_a, batch.ids_b)]  # 0 is padding
+    batch = PairBatch(*ids, batch.offsets_a, batch.offsets_b)
+    a, b = batch.padded(0)
+    if said == "padding_idx":
+        a = a[:, torch.randperm(a.shape[1], generator=torch.Generator().manual_seed(0))]  # padding may stand anywhere
+        batch = PairBatch.from_padded(a, b, padding_idx=0)
+    if said == "nothing":
+        batch = PairBatch.from_padded(a, b)
+    made = on(backend, of)
+    made.padding_idx = padding
+    options = {
+        "masks": {"masks": (a != 0, (b != 0))},
+        "lengths": {"lengths": (torch.tensor(LENGTHS[0]), torch.tensor(LENGTHS[1], dtype=torch.int32))},
+    }.get(said, {})
+    options = {name: tuple(t.to(backend.device) for t in given) for name, given in options.items()}
+    found = made((a.to(backend.device), b.to(backend.device)), **options)
+    assert torch.equal(found, made(batch.to(backend.device)))
+    made.backend = "reference"
+    expected = made((a.to(backend.device), b.to(backend.device)), **options)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_padded_sentences_of_one_side_without_places(backend):
+    made = on(backend, model())
+    a, b = torch.full((3, 0), 5, device=backend.device), torch.full((3, 4), 5, device=backend.device)
+    found = made((a, b))
+    made.backend = "reference"
+    torch.testing.assert_close(found, made((a, b)), atol=1e-5, rtol=1e-5)
+
+
+def test_what_are_no_padded_ids_is_said(backend):
+    made = on(backend, model())
+    a = torch.ones(2, 3, dtype=torch.int64, device=backend.device)
+    for X, message in (
+        ((a,), "a pair"),
+        ((a, a.float()), "hypotheses must be int32 or int64"),
+        ((a, a[0]), "hypotheses"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            made(X)
+    with pytest.raises(ValueError, match="same number of sentences"):
+        made((a, a[:1]))
 
 
 def test_it_is_what_serves(monkeypatch, backend):

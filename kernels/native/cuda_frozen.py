@@ -7,15 +7,11 @@ from torch import Tensor
 
 from . import cuda
 
-PACKED_ONLY = "its CUDA kernel takes packed pairs only: give it a PairBatch"
 
-
-def unsupported(table: Tensor, most: int | None) -> list[str]:
-    """Why CUDA C++ can't serve this table, (words, 3 h), and pairs of up to `most` tokens; None: padded pairs."""
+def unsupported(table: Tensor, most: int) -> list[str]:
+    """Why CUDA C++ can't serve this table, (words, 3 h), and pairs of up to `most` tokens."""
     if table.dtype not in (torch.float32, torch.bfloat16):
         return [f"frozen models run in CUDA C++ in float32 and bfloat16, not {table.dtype}"]
-    if most is None:
-        return [PACKED_ONLY]
     if reasons := cuda.unavailable(table.device):
         return reasons
     return too_large(cuda.machine(table), table, most)

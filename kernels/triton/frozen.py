@@ -8,8 +8,8 @@ from .. import gpu
 from . import on_device, shared_memory, unsupported_on
 
 
-def unsupported(table: Tensor, most: int | None) -> list[str]:
-    """Why Triton can't serve this table, (words, 3 h), and pairs of up to `most` tokens; None: padded pairs."""
+def unsupported(table: Tensor, most: int) -> list[str]:
+    """Why Triton can't serve this table, (words, 3 h), and pairs of up to `most` tokens."""
     if reasons := unsupported_on(table.device, table.dtype):
         return reasons
     from . import choices
@@ -19,9 +19,7 @@ def unsupported(table: Tensor, most: int | None) -> list[str]:
     reasons = []
     if table.shape[1] > 3 * choices.FROZEN_WIDTH:
         reasons.append(f"num_hiddens is {table.shape[1] // 3}; the kernel holds {choices.FROZEN_WIDTH} or less")
-    if most is None:
-        reasons.append("its kernel takes packed pairs only: give it a PairBatch")
-    elif most > holds:
+    if most > holds:
         reasons.append(f"a pair has {most} tokens; the kernel holds {holds} or less of such numbers")
     return reasons
 

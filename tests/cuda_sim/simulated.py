@@ -87,10 +87,8 @@ def backward(a: Side, *rest: Any) -> OperandGrads:
     return cuda.backward_on(_device.machine(a.f), a, *rest)
 
 
-def _frozen_unsupported(table: Tensor, most: int | None) -> list[str]:
+def _frozen_unsupported(table: Tensor, most: int) -> list[str]:
     library()
-    if most is None:
-        return [cuda_frozen.PACKED_ONLY]
     return cuda_frozen.too_large(_device.machine(table), table, most)
 
 
