@@ -98,6 +98,19 @@ def test_one_tensor_for_both_sides_and_then_two(compiled):
     torch.testing.assert_close(found.alpha, expected.alpha)
 
 
+def test_addresses_that_are_no_multiples_of_sixteen_are_launched_with_their_own(compiled):
+    """A batch's second side begins where the first one's tokens end."""
+    from coalign import soft_align
+
+    torch.manual_seed(0)
+    both = torch.randn(13, 3)
+    for first in (4, 5, 4, 5):  # 4 rows of 3 floats are 48 bytes, 5 are 60
+        f, x = both[None, first : first + 4], both[None, :4]
+        found, expected = (soft_align(f, f, x, x, backend=name) for name in ("triton", "reference"))
+        torch.testing.assert_close(found.beta, expected.beta)
+    assert [one.runs for one in compiled] == [1, 1]
+
+
 def test_what_a_plan_had_to_copy_is_planned_again(compiled):
     from coalign import soft_align
 

@@ -37,18 +37,18 @@ class Prepared(NamedTuple):
 def launch(key: Hashable, tensors: dict[str, Tensor | None], plan: Callable[[], list[Launch]]) -> None:
     """Launch what `plan` plans on these tensors, or what it planned for an equal key, on these tensors.
 
-    key: all that the plan depends on, but for where the tensors lie. Kernels are compiled for addresses that are
-    multiples of 16; tensors elsewhere are planned for every time.
+    key: all that the plan depends on, but for where the tensors lie; of that, Triton compiles for which addresses are
+    multiples of 16.
     tensors: by the kernels' names for them, the first of them there; where one is missing, anything may stand in.
     """
     addresses = {name: 0 if t is None else t.data_ptr() for name, t in tensors.items()}
-    aligned = not any(address & 15 for address in addresses.values())
-    if aligned and (prepared := _kept.get(key)) is not None:
+    key = key, *[name for name, address in addresses.items() if address & 15]
+    if (prepared := _kept.get(key)) is not None:
         for one in prepared:
             one.run(addresses)
         return
     made = [_prepare(planned, planned.run(), tensors) for planned in plan()]
-    if aligned and None not in made:
+    if None not in made:
         if len(_kept) >= MOST:
             _kept.clear()
         _kept[key] = made  # type: ignore[assignment]
