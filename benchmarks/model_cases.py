@@ -149,7 +149,7 @@ class Contender:
 def contenders(case: ModelCase, book: Book, compiled: bool = True) -> dict[str, Contender]:
     """By name, all with the parameters of `book` and on its device; each has a copy of its own.
 
-    On a GPU, where half precision is the rule, the peers run in it too, and float32 is TF32.
+    The peers run in half precision too; on a GPU float32 is TF32.
     """
     on_gpu = book.embedding.weight.is_cuda
     exact, half = (1e-2 if on_gpu else 1e-5), 5e-2
@@ -169,12 +169,11 @@ def contenders(case: ModelCase, book: Book, compiled: bool = True) -> dict[str, 
     }
     if compiled:
         found[COMPILED] = Contender(torch.compile(copy.deepcopy(book), dynamic=False), fifty, masked=False, peer=True)
-    if on_gpu:
-        for name, peer in list(found.items()):
-            if case.trains:
-                found[f"{name}, autocast"] = replace(peer, model=copy.deepcopy(peer.model), autocast=True)
-            else:
-                found[f"{name}, bfloat16"] = replace(peer, model=copy.deepcopy(peer.model).bfloat16())
+    for name, peer in list(found.items()):
+        if case.trains:
+            found[f"{name}, autocast"] = replace(peer, model=copy.deepcopy(peer.model), autocast=True)
+        else:
+            found[f"{name}, bfloat16"] = replace(peer, model=copy.deepcopy(peer.model).bfloat16())
     found["packed"] = Contender(ours(book), packed)
     if case.trains:
         found["packed, autocast"] = Contender(ours(book), packed, autocast=True)

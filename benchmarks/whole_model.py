@@ -66,7 +66,7 @@ def run(
             absent[name] = str(error)  # the others' numbers are not lost with it, where a device is there for minutes
             continue
         of = make(contender, batches)
-        if device != "cpu" or name == COMPILED:
+        if device != "cpu" or name.startswith(COMPILED):
             of[0]()  # compiles: as in `measure.compare`
         try:
             calls[name] = [graphed(call) for call in of] if graph else of
