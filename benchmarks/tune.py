@@ -10,11 +10,9 @@ import contextlib
 import datetime
 import itertools
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
@@ -30,7 +28,7 @@ from triton.errors import TritonError
 
 from coalign import FrozenDecomposableAttention, PairBatch
 
-from . import contenders
+from . import contenders, warm_up
 from .cases import Case, inputs_of
 from .clock import Call, graphed, in_turn, seconds
 from .measure import Wrong, calls_of, check
@@ -115,21 +113,13 @@ def time_on_gpu(key: str, value: Value | None) -> float | None:
         return None
 
 
-_UNUSABLE = (
-    Wrong,
-    RuntimeError,
-    torch.OutOfMemoryError,
-    TritonError,
-)  # the last when a choice needs more than there is
+_UNUSABLE = (RuntimeError, TritonError)  # Wrong and no memory; and the compiler's, where a choice needs too much
 
 
 def compile_all(work: dict[str, list[Value]], processes: int) -> None:
     """Compile what will be timed, several at once, into Triton's cache: that is what takes the time."""
     items = [(key, value) for key, values in work.items() for value in values]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
-        for _ in pool.map(_compile, *zip(*items, strict=True)):
-            pass
+    warm_up.each(_compile, items, processes)
 
 
 def _compile(key: str, value: Value) -> None:

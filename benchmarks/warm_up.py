@@ -7,12 +7,12 @@ that they time is kept, and nothing that chooses by timing (max-autotune) is com
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -27,12 +27,12 @@ def operator(cases: Sequence[Case], processes: int, without: tuple[str, ...] = (
     """Compile the operator's contenders for a GPU."""
     items = [(case, direction) for case in cases for direction in directions()]
     only = tuple(name for name in ("coalign", *COMPILED) if name not in (TUNED, *without))
-    _each(_compare, [(*item, only) for item in items], processes)
+    each(_compare, [(*item, only) for item in items], processes)
 
 
 def model(cases: Sequence[ModelCase], processes: int) -> None:
     """Compile the whole model's contenders for a GPU."""
-    _each(_run_model, [(case,) for case in cases], processes)
+    each(_run_model, [(case,) for case in cases], processes)
 
 
 def _compare(case: Case, direction: Any, only: tuple[str, ...]) -> None:
@@ -44,23 +44,11 @@ def _run_model(case: ModelCase) -> None:
     whole_model.run(case, 1, 1, device="cuda")
 
 
-def _each(call: Callable[..., None], items: list[tuple[Any, ...]], processes: int) -> None:
-    """What fails here fails again in the run, which says so."""
+def each(call: Callable[..., None], items: Sequence[tuple[Any, ...]], processes: int) -> None:
+    """Call with each of the items, in so many processes, which have none of their own. What fails here fails again
+    where it is needed, and is named there."""
+    alone = mock.patch.dict(os.environ, TORCHINDUCTOR_COMPILE_THREADS="1")
     context = multiprocessing.get_context("spawn")
-    with _compiling_alone(), ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+    with alone, ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
         for future in [pool.submit(call, *item) for item in items]:
             future.exception()
-
-
-@contextlib.contextmanager
-def _compiling_alone() -> Iterator[None]:
-    """Processes that are started meanwhile compile by themselves, without processes of their own."""
-    name = "TORCHINDUCTOR_COMPILE_THREADS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before

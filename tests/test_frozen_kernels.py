@@ -178,7 +178,7 @@ def test_padded_sentences(said, backend):
     made = on(backend, of)
     made.padding_idx = padding
     options = {
-        "masks": {"masks": (a != 0, (b != 0))},
+        "masks": {"masks": (a != 0, b != 0)},
         "lengths": {"lengths": (torch.tensor(LENGTHS[0]), torch.tensor(LENGTHS[1], dtype=torch.int32))},
     }.get(said, {})
     options = {name: tuple(t.to(backend.device) for t in given) for name, given in options.items()}

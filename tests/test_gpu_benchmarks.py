@@ -32,7 +32,7 @@ def test_contenders_can_be_left_out():
 
 def test_what_a_run_compiles_is_compiled_beforehand_but_for_what_chooses_by_timing(monkeypatch):
     asked = []
-    monkeypatch.setattr(warm_up, "_each", lambda call, items, processes: asked.append((call, items, processes)))
+    monkeypatch.setattr(warm_up, "each", lambda call, items, processes: asked.append((call, items, processes)))
     warm_up.operator([CASE], 3, without=("2 x FlexAttention",))
     warm_up.model(model_cases.CASES["cuda"][:1], 2)
     (compare, items, processes), (run_model, models, _) = asked

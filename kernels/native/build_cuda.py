@@ -15,7 +15,7 @@ import torch
 
 from . import build
 
-SOURCES = tuple(f"cuda/{name}.cu" for name in ("float32", "bfloat16", "float16", "frozen", "ops"))  # longest first
+SOURCES = tuple(f"cuda/{name}.cu" for name in ("float32", "bfloat16", "float16", "frozen", "ops"))
 
 
 def tools(architectures: Sequence[str]) -> build.Toolchain:

@@ -38,7 +38,7 @@ def sums(
     int32, for each side; all contiguous. most: the most tokens that a pair has, both sides together.
     """
     from . import prepared
-    from .launch import Target, plan_frozen, room_frozen
+    from .launch import Target, frozen_tensors, plan_frozen, room_frozen
 
     target = Target(gpu.tf32_allowed(), shared_memory(table.device), gpu.architecture(table.device))
     found = room_frozen(weight, bias, offsets)
@@ -46,16 +46,7 @@ def sums(
     with on_device(table):
         prepared.launch(
             ("frozen", kinds, most, table.device.index, target),
-            {
-                "p_table": table,
-                "p_ids_a": ids[0],
-                "p_ids_b": ids[1],
-                "p_offsets_a": offsets[0],
-                "p_offsets_b": offsets[1],
-                "p_weight": weight,
-                "p_bias": bias,
-                "p_sums": found,
-            },
+            frozen_tensors(table, ids, offsets, weight, bias, found),
             lambda: plan_frozen(table, ids, offsets, weight, bias, most, found, target),
         )
     return found

@@ -163,6 +163,27 @@ def plan_backward(
     return [delta, sweep]
 
 
+def frozen_tensors(
+    table: Tensor,
+    ids: tuple[Tensor, Tensor],
+    offsets: tuple[Tensor, Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    sums: Tensor,
+) -> dict[str, Tensor | None]:
+    """What a frozen model's kernel reads and writes, by its own names."""
+    return {
+        **{
+            "p_table": table,
+            "p_ids_a": ids[0],
+            "p_ids_b": ids[1],
+            "p_offsets_a": offsets[0],
+            "p_offsets_b": offsets[1],
+        },
+        **{"p_weight": weight, "p_bias": bias, "p_sums": sums},
+    }
+
+
 def room_frozen(weight: Tensor, bias: Tensor, offsets: tuple[Tensor, Tensor]) -> Tensor:
     """A frozen model's sums to be filled: (pairs, 2 h)."""
     return bias.new_empty(offsets[0].shape[0] - 1, 2 * weight.shape[0])
@@ -185,18 +206,8 @@ def plan_frozen(
     h, pairs = weight.shape[0], offsets[0].shape[0] - 1
     target = target._replace(tf32=choices.frozen_tf32(target.tf32, h))
     kind = choices.arithmetic(table.dtype, target.tf32)
-    arguments = {
-        "p_table": table,
-        "p_ids_a": ids[0],
-        "p_ids_b": ids[1],
-        "p_offsets_a": offsets[0],
-        "p_offsets_b": offsets[1],
-        "p_weight": weight,
-        "p_bias": bias,
-        "p_sums": sums,
-        "pairs": pairs,
-        "words": table.shape[0],
-    }
+    tensors = frozen_tensors(table, ids, offsets, weight, bias, sums)
+    arguments = {**tensors, "pairs": pairs, "words": table.shape[0]}
     constants = {"H": h, **_arithmetic(table, target)}
     launches: list[Launch] = []
     shorter = 0
