@@ -8,6 +8,7 @@ from torch import Tensor
 from ..kernels.ops import unobserved
 from .masks import of_both
 from .pair_batch import PairBatch
+from .segments import offsets_of
 
 Pair = tuple[Tensor | None, Tensor | None]
 
@@ -80,6 +81,4 @@ def tokens_first(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     tokens = kept.cumsum(0)  # up to and with each place
     padding = torch.arange(1, kept.shape[0] + 1, device=ids.device) - tokens
     place = torch.where(kept, tokens - 1, kept.shape[0] - padding)
-    counts = mask.sum(1)
-    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
-    return torch.empty_like(kept, dtype=ids.dtype).scatter_(0, place, ids.reshape(-1)), offsets
+    return ids.new_empty(kept.shape[0]).scatter_(0, place, ids.reshape(-1)), offsets_of(mask.sum(1))

@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..kernels import transforms
 from ..kernels.ops import traced
+
+
+def offsets_of(lengths: Tensor) -> Tensor:
+    """(sentences + 1,) int32, on the lengths' device, which is not waited for."""
+    return nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
 
 
 def sentence_of_token(offsets: Tensor, total: int) -> Tensor:

@@ -173,14 +173,14 @@ def frozen_tensors(
 ) -> dict[str, Tensor | None]:
     """What a frozen model's kernel reads and writes, by its own names."""
     return {
-        **{
-            "p_table": table,
-            "p_ids_a": ids[0],
-            "p_ids_b": ids[1],
-            "p_offsets_a": offsets[0],
-            "p_offsets_b": offsets[1],
-        },
-        **{"p_weight": weight, "p_bias": bias, "p_sums": sums},
+        "p_table": table,
+        "p_ids_a": ids[0],
+        "p_ids_b": ids[1],
+        "p_offsets_a": offsets[0],
+        "p_offsets_b": offsets[1],
+        "p_weight": weight,
+        "p_bias": bias,
+        "p_sums": sums,
     }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...kernels import soft_align, soft_align_packed
 from ...kernels.ops import unobserved
-from ..segments import segment_sum
+from ..segments import offsets_of, segment_sum
 
 
 class AllenNlpDecomposableAttention(nn.Module):
@@ -107,7 +107,7 @@ def _packed(x: Tensor, mask: Tensor | None) -> _Packed:
     if mask is not None:
         rows = rows.index_select(0, mask.flatten().nonzero()[:, 0])
     longest = int(counts.max()) if len(counts) else 0
-    return _Packed(rows, nn.functional.pad(counts.cumsum(0), (1, 0)).int(), longest)
+    return _Packed(rows, offsets_of(counts), longest)
 
 
 class _FeedForward(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import soft_align_packed
+from ..segments import offsets_of
 
 Similarity = Literal["dotproduct", "cosine", "euclidean"]
 
@@ -59,7 +60,7 @@ class CrossGraphAttention(nn.Module):
         a, b = node_states[rows_a], node_states[rows_b]
         longest_a, longest_b = sizes.view(-1, 2).amax(0).tolist()
         found = soft_align_packed(
-            *self._features(a, b), a, b, _offsets(sizes[0::2]), _offsets(sizes[1::2]), longest_a, longest_b,
+            *self._features(a, b), a, b, offsets_of(sizes[0::2]), offsets_of(sizes[1::2]), longest_a, longest_b,
             backend=self.backend,
         )  # fmt: skip
         return torch.cat([found.beta, found.alpha])[torch.argsort(torch.cat([rows_a, rows_b]))]
@@ -73,7 +74,3 @@ class CrossGraphAttention(nn.Module):
             square_a, square_b = a.square().sum(-1, keepdim=True), b.square().sum(-1, keepdim=True)
             return torch.cat([2 * a, -square_a, one_a], -1), torch.cat([b, one_b, -square_b], -1)
         return a, b
-
-
-def _offsets(sizes: Tensor) -> Tensor:
-    return nn.functional.pad(sizes.cumsum(0), (1, 0)).int()
