@@ -108,6 +108,43 @@ def test_addresses_that_are_no_multiples_of_sixteen_are_launched_with_their_own(
     assert [one.runs for one in compiled] == [1, 1]
 
 
+@pytest.mark.parametrize("kind", ["full", "lengths", "packed"])
+def test_a_call_without_options_comes_the_short_way(kind, compiled, monkeypatch):
+    """As on a GPU: launched as before, and the long way's bits, of outputs and of gradients."""
+    from coalign.kernels import dispatch, quick, triton
+
+    from coalign import soft_align, soft_align_packed
+
+    monkeypatch.delenv("COALIGN_BACKEND", raising=False)
+    monkeypatch.setattr(triton, "plain_devices", ("cpu",))
+    monkeypatch.setattr(dispatch, "remembered", {})
+    torch.manual_seed(0)
+    operands = [torch.randn(2, n, 6, requires_grad=True) for n in (9, 7, 9, 7)]
+    extents = {"lengths_a": torch.tensor([9, 2]), "lengths_b": torch.tensor([0, 7])} if kind == "lengths" else {}
+    align, short = soft_align, quick.serve
+    if kind == "packed":
+        operands = [t.detach().flatten(0, 1).requires_grad_() for t in operands]
+        offsets = {
+            f"offsets_{side}": torch.tensor((0, 3, 2 * n), dtype=torch.int32)
+            for side, n in zip("ab", (9, 7), strict=True)
+        }
+        extents = {**offsets, "max_length_a": 15, "max_length_b": 11}
+        align, short = soft_align_packed, quick.serve_packed
+
+    def outcome(call, **options):
+        beta, alpha, *_ = call(*operands, **extents, **options)
+        return beta, alpha, *torch.autograd.grad(beta.sin().sum() + alpha.cos().sum(), operands)
+
+    long = outcome(align, return_lse=True)
+    assert short(*operands, **extents) is None
+    align(*operands, **extents)
+    found = outcome(short)
+    assert all(torch.equal(f, t) for f, t in zip(found, long, strict=True))
+    assert [one.runs for one in compiled] == [2, 1], "planned once for each pass, whatever way a call comes"
+    with torch.no_grad():
+        assert all(torch.equal(f, t) for f, t in zip(short(*operands, **extents), long[:2], strict=True))
+
+
 def test_what_a_plan_had_to_copy_is_planned_again(compiled):
     from coalign import soft_align
 

@@ -230,3 +230,31 @@ def test_packed_calls_are_one_kind_however_many_rows(operands):
     found = quick.serve_packed(f_a, f_b, a, b, *fewer, 9, 7)
     truth = soft_align(*[t[:1] for t in operands])
     assert all(torch.equal(s, t[0]) for s, t in zip(found, truth, strict=True))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(monkeypatch):
+    """Padded, with lengths and packed: the long way's bits, and nothing of the CPU's beside operands of a GPU."""
+    monkeypatch.delenv("COALIGN_BACKEND", raising=False)
+    dispatch.remembered.clear()
+    generator = torch.Generator().manual_seed(0)
+    operands = [torch.randn(shape, generator=generator).cuda().requires_grad_() for shape in SHAPES]
+    lengths, offsets = ([t.cuda() for t in kind] for kind in (LENGTHS, OFFSETS))
+    calls = [
+        (soft_align, quick.serve, ()),
+        (padded, quick_padded, (lengths,)),
+        (packed, quick_packed, (offsets,)),
+    ]
+    for long, short, extents in calls:
+        found = []
+        given = operands if long is soft_align else [operands]
+        long(*given, *extents)
+        if not dispatch.remembered:
+            pytest.skip("Triton does not serve calls without a name here")
+        for way in (short, lambda *x, long=long: long(*x, return_lse=True)[:2]):
+            outputs = way(*given, *extents)
+            found.append((*outputs, *torch.autograd.grad([o.sin().sum() for o in outputs], operands)))
+        assert all(torch.equal(s, t) for s, t in zip(*found, strict=True))
+    assert quick_padded(operands, LENGTHS) is None
+    assert quick_packed(operands, OFFSETS) is None
+    assert quick.serve(operands[0], *[t.cpu() for t in operands[1:]]) is None

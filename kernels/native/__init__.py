@@ -59,6 +59,8 @@ def backward(
 # The same for operands without options (see quick.py): f_a, f_b, a, b, and where rows are not all tokens extent_a,
 # extent_b, length_a, length_b, contiguous. None where the extents' values don't fit.
 
+plain_devices = ("cpu",)
+
 
 def plain_forward(*operands: Any) -> tuple[Tensor, Tensor] | None:
     beta, alpha, fit = torch.ops.coalign_native.plain_forward.default(*operands)
@@ -70,9 +72,9 @@ def plain_forward_with_lse(*operands: Any) -> tuple[Tensor, ...] | None:
     return tuple(found) if fit else None
 
 
-def plain_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
-    """arguments: the four operands, four outputs, gradients of beta and alpha, and the extents if there are any."""
-    found: tuple[Tensor, ...] = torch.ops.coalign_native.plain_backward.default(*arguments)
+def plain_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    """arguments: the four operands, four outputs, gradients of beta and alpha, and what the operands' came with."""
+    found: tuple[Tensor, ...] = torch.ops.coalign_native.plain_backward.default(*arguments[:12])
     return found
 
 

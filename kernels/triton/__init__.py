@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import gpu
-from ..problem import Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side
+from ..problem import PLAIN, Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side
 
 name = "triton"
 # what Triton takes for yes; it too looks once, when it is imported
@@ -47,13 +47,13 @@ def unsupported_on(device: torch.device, dtype: torch.dtype) -> list[str]:
 
 def forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
     launch, prepared = _launcher()
-    target = launch.Target(gpu.tf32_allowed(), shared_memory(a.f.device), gpu.architecture(a.f.device))
-    found = launch.room_forward(a, b)
+    tf32 = gpu.tf32_allowed()
+    found: Alignment = launch.room_forward(a, b)
     with on_device(a.f):
         prepared.launch(
-            ("forward", *_key(a, b, bias, rule), target),
-            {**launch.given_tensors(a, b, bias, rule), **launch.forward_tensors(found)},
-            lambda: launch.plan_forward(a, b, bias, rule, found, target),
+            ("forward", *_key(a, b, bias, rule), tf32),
+            launch.given_tensors(a, b, bias, rule) | launch.forward_tensors(found),
+            lambda: launch.plan_forward(a, b, bias, rule, found, target(a.f.device, tf32)),
         )
     return found
 
@@ -62,7 +62,7 @@ def backward(
     a: Side, b: Side, bias: Tensor | None, rule: Rule, saved: Alignment, grads: AlignmentGrads, bias_grad: bool
 ) -> OperandGrads:
     launch, prepared = _launcher()
-    target = launch.Target(gpu.tf32_allowed(), shared_memory(a.f.device), gpu.architecture(a.f.device))
+    tf32 = gpu.tf32_allowed()
     saved = Alignment(*(t.contiguous() for t in saved))
     dlse_a, dlse_b = (g if g is None else g.contiguous() for g in (grads.lse_a, grads.lse_b))
     grads = AlignmentGrads(grads.beta.contiguous(), grads.alpha.contiguous(), dlse_a, dlse_b)
@@ -71,22 +71,52 @@ def backward(
     there = tuple(t is None for t in (grads.lse_a, grads.lse_b, found.bias))
     with on_device(a.f):
         prepared.launch(
-            ("backward", *_key(a, b, bias, rule), sizes, there, target),
-            {
-                **launch.given_tensors(a, b, bias, rule),
-                **launch.backward_tensors(saved, grads, found, deltas),
-            },
-            lambda: launch.plan_backward(a, b, bias, rule, saved, grads, found, deltas, target),
+            ("backward", *_key(a, b, bias, rule), sizes, there, tf32),
+            launch.given_tensors(a, b, bias, rule) | launch.backward_tensors(saved, grads, found, deltas),
+            lambda: launch.plan_backward(a, b, bias, rule, saved, grads, found, deltas, target(a.f.device, tf32)),
         )
     return found
+
+
+# The same for operands without options (see quick.py), on a GPU, where nobody looks at the values of extents.
+
+plain_devices = ("cuda",)
+
+
+def plain_forward(*operands: Any) -> tuple[Tensor, Tensor]:
+    found = forward(*_sides(*operands), None, PLAIN)
+    return found.beta, found.alpha
+
+
+def plain_forward_with_lse(*operands: Any) -> Alignment:
+    return forward(*_sides(*operands), None, PLAIN)
+
+
+def plain_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    """arguments: the four operands, four outputs, gradients of beta and alpha, and what the operands' came with."""
+    a, b = _sides(*arguments[:4], *arguments[10:])
+    dbeta, dalpha = arguments[8:10]
+    grads = AlignmentGrads(dbeta, dalpha, None, None)
+    return backward(a, b, None, PLAIN, Alignment(*arguments[4:8]), grads, bias_grad=False)[:4]
+
+
+# fmt: off
+def _sides(
+    f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor,
+    extent_a: Tensor | None = None, extent_b: Tensor | None = None, length_a: int = -1, length_b: int = -1,
+) -> tuple[Side, Side]:
+    # fmt: on
+    if extent_a is extent_b is None:
+        length_a, length_b = f_a.shape[-2], f_b.shape[-2]
+    return Side(f_a, a, extent_a, length_a), Side(f_b, b, extent_b, length_b)
 
 
 def _key(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> tuple[Hashable, ...]:
     """What a plan depends on of what a call brings along."""
     layout, packed = _launcher()[1].layout, a.f.ndim == 2
     return (
-        *(layout(t, packed) for t in (a.f, b.f, a.x, b.x)),
-        *(layout(t) for t in (a.extent, b.extent, bias)),
+        *(layout(a.f, packed), layout(b.f, packed), layout(a.x, packed), layout(b.x, packed)),
+        *(layout(a.extent), layout(b.extent), layout(bias)),
         *(a.length, b.length, *rule[:4], rule.seed is None, a.f.device.index),
     )
 
@@ -97,6 +127,11 @@ def _launcher() -> tuple[Any, Any]:
     from . import launch, prepared
 
     return launch, prepared
+
+
+def target(device: torch.device, tf32: bool) -> Any:
+    """What a plan must know of a device."""
+    return _launcher()[0].Target(tf32, shared_memory(device), gpu.architecture(device))
 
 
 def shared_memory(device: torch.device) -> int:

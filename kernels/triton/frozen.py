@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import gpu
-from . import on_device, shared_memory, unsupported_on
+from . import on_device, shared_memory, target, unsupported_on
 
 
 def unsupported(table: Tensor, most: int) -> list[str]:
@@ -38,15 +38,15 @@ def sums(
     int32, for each side; all contiguous. most: the most tokens that a pair has, both sides together.
     """
     from . import prepared
-    from .launch import Target, frozen_tensors, plan_frozen, room_frozen
+    from .launch import frozen_tensors, plan_frozen, room_frozen
 
-    target = Target(gpu.tf32_allowed(), shared_memory(table.device), gpu.architecture(table.device))
+    tf32 = gpu.tf32_allowed()
     found = room_frozen(weight, bias, offsets)
     kinds = (*table.shape, table.dtype, ids[0].dtype, ids[1].dtype, offsets[0].shape[0])
     with on_device(table):
         prepared.launch(
-            ("frozen", kinds, most, table.device.index, target),
+            ("frozen", kinds, most, table.device.index, tf32),
             frozen_tensors(table, ids, offsets, weight, bias, found),
-            lambda: plan_frozen(table, ids, offsets, weight, bias, most, found, target),
+            lambda: plan_frozen(table, ids, offsets, weight, bias, most, found, target(table.device, tf32)),
         )
     return found

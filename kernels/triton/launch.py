@@ -81,11 +81,12 @@ def backward_tensors(
 
 def room_forward(a: Side, b: Side) -> Alignment:
     """An alignment to be filled."""
+    rows_a, rows_b = a.f.shape[:-1], b.f.shape[:-1]  # given as a shape, and not as numbers, they take twice as long
     return Alignment(
-        beta=a.x.new_empty(*a.f.shape[:-1], b.x.shape[-1]),
-        alpha=b.x.new_empty(*b.f.shape[:-1], a.x.shape[-1]),
-        lse_a=a.f.new_empty(a.f.shape[:-1], dtype=torch.float32),
-        lse_b=b.f.new_empty(b.f.shape[:-1], dtype=torch.float32),
+        beta=a.x.new_empty(*rows_a, b.x.shape[-1]),
+        alpha=b.x.new_empty(*rows_b, a.x.shape[-1]),
+        lse_a=a.f.new_empty(*rows_a, dtype=torch.float32),
+        lse_b=b.f.new_empty(*rows_b, dtype=torch.float32),
     )
 
 
@@ -116,7 +117,7 @@ def room_backward(
 ) -> tuple[OperandGrads, Deltas | None]:
     """Gradients to be filled, and room for deltas where they are needed."""
     dbias = bias.new_zeros(bias.shape, dtype=torch.float32) if bias is not None and bias_grad else None
-    dfa, dfb, da, db = (t.new_empty(t.shape) for t in (a.f, b.f, a.x, b.x))
+    dfa, dfb, da, db = (t.new_empty(*t.shape) for t in (a.f, b.f, a.x, b.x))
     streams = max(a.length, b.length) > choices.TILE_BACKWARD_MAX
     deltas = Deltas(torch.empty_like(saved.lse_a), torch.empty_like(saved.lse_b)) if streams else None
     return OperandGrads(dfa, dfb, da, db, dbias), deltas
