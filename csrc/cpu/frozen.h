@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "call.h"
-#include "linear.h"
+#include "rectified.h"
 #include "threads.h"
 
 namespace coalign {
@@ -153,7 +153,7 @@ class Frozen {
         });
       });
     };
-    linear_tiles(as_elements<E>(hidden, rows, ld, arena), ld / kPer<E>, rows, layers_.compare, ahead, add);
+    rectified_tiles(as_elements<E>(hidden, rows, ld, arena), ld / kPer<E>, rows, layers_.compare, ahead, arena, add);
     return true;
   }
 

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "arena.h"
-#include "linear.h"
+#include "rectified.h"
 
 namespace coalign {
 
@@ -79,12 +79,17 @@ void word_rows(
   auto elements = [&](const float* rows, int numbers) {
     return as_elements<E>(rows, count, row_room<E>(numbers), arena);
   };
-  auto pass = [&](const E* x, int numbers, const Layer<E>& layer, bool rectified) {
-    const int ld = row_room<E>(layer.out);
+  auto pass = [&](const E* x, int numbers, const Layer<E>& layer, bool of_rectified, bool rectifies) {
+    const int ld = row_room<E>(layer.out), ldx = row_room<E>(numbers) / kPer<E>;
     float* out = room(layer.out);
-    linear(x, row_room<E>(numbers) / kPer<E>, count, layer, nothing, [&](int r, int d, Vec<float> v) ALWAYS_INLINE {
-      store(out + static_cast<std::size_t>(r) * ld + d, rectified ? relu(v) : v);
-    });
+    auto take = [&](int r, int d, Vec<float> v) ALWAYS_INLINE {
+      store(out + static_cast<std::size_t>(r) * ld + d, rectifies ? relu(v) : v);
+    };
+    if (of_rectified) {
+      rectified(x, ldx, count, layer, nothing, arena, take);
+    } else {
+      linear(x, ldx, count, layer, nothing, take);
+    }
     clear_padding(out, count, layer.out, ld);
     return out;
   };
@@ -94,15 +99,15 @@ void word_rows(
   }
   clear_padding(vectors, count, width, row_room<E>(width));
   if (layers.projection.has_value()) {
-    vectors = pass(elements(vectors, width), width, *layers.projection, false);
+    vectors = pass(elements(vectors, width), width, *layers.projection, false, false);
     width = layers.projection->out;
   }
   const E* x = elements(vectors, width);
   const int h = layers.own.out, hidden = layers.f_first.out;
-  const float* inner = pass(x, width, layers.f_first, true);
+  const float* inner = pass(x, width, layers.f_first, false, true);
   const float* parts[] = {
-      pass(elements(inner, hidden), hidden, layers.f_second, true), pass(x, width, layers.own, false),
-      pass(x, width, layers.other, false)};
+      pass(elements(inner, hidden), hidden, layers.f_second, true, true),
+      pass(x, width, layers.own, false, false), pass(x, width, layers.other, false, false)};
   for (int i = 0; i < count; ++i) {
     for (const float* part : parts) {
       narrow_row(part + static_cast<std::size_t>(i) * row_room<E>(h), h, table);

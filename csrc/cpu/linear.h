@@ -31,19 +31,42 @@ struct Layer {
   const float* bias() const {
     return reinterpret_cast<const float*>(panels + static_cast<std::size_t>(in) * padded_out());
   }
-  static std::size_t size(int in, int out) { return (static_cast<std::size_t>(in) + 1) * round_up(out, lanes<E>); }
+  // Whether all of its weights are; known of packed ones.
+  bool finite() const { return bias()[padded_out()] != 0; }
+  static std::size_t size(int in, int out) {
+    return (static_cast<std::size_t>(in) + 1) * round_up(out, lanes<E>) + lanes<E>;
+  }
 };
 
-// f(first column, vectors) for every panel; they differ in width by one vector at most, for narrow ones are slow.
-template <class E, class F>
+// f(first column, vectors, panels) for every panel of at most MOST vectors, or up to TOGETHER side by side of one width;
+// they differ in width by one vector at most, for narrow ones are slow.
+template <class E, int TOGETHER = 1, int MOST = kBlockColumns, class F>
 inline void for_each_panel(int padded_out, F&& f) {
   constexpr int W = lanes<E>;
-  const int vectors = padded_out / W, panels = (vectors + kBlockColumns - 1) / kBlockColumns;
-  for (int k = 0, at = 0; k < panels; ++k) {
-    const int count = vectors / panels + (k < vectors % panels);
-    f(at * W, count);
-    at += count;
+  const int vectors = padded_out / W, panels = (vectors + MOST - 1) / MOST;
+  const int wide = panels == 0 ? 0 : vectors % panels, width = panels == 0 ? 0 : vectors / panels;
+  for (int k = 0, at = 0; k < panels;) {
+    const int count = width + (k < wide), together = std::min(TOGETHER, (k < wide ? wide : panels) - k);
+    f(at * W, count, together);
+    at += count * together;
+    k += together;
   }
+}
+
+inline bool all_finite(const float* numbers, std::size_t count) {  // of whole vectors
+  Vec<float> sum{};
+  for (std::size_t k = 0; k < count; k += lanes<float>) sum += load(numbers + k) * 0.0f;
+  return !any<float>(sum != 0.0f);
+}
+
+// Behind a packed layer's panels: its bias, and whether they are finite.
+template <class E>
+void pack_behind(const float* bias, int out, std::size_t panels, E* room) {
+  const int padded = round_up(out, lanes<E>);
+  float* behind = reinterpret_cast<float*>(room + panels);
+  std::fill_n(behind, padded + lanes<E>, 0.0f);
+  if (bias != nullptr) std::copy_n(bias, out, behind);
+  if constexpr (std::is_same_v<E, float>) behind[padded] = all_finite(room, panels);
 }
 
 // weight (out, numbers), rows ld apart, bias (out) or null -> room for Layer<E>::size elements.
@@ -52,8 +75,9 @@ void pack_layer(const S* weight, int64_t ld, const float* bias, int out, int num
   constexpr int W = lanes<E>;
   constexpr bool same = std::is_same_v<E, S> || kPer<E> == 2;
   const int in = (numbers + kPer<E> - 1) / kPer<E>, padded = round_up(out, W);
+  E* const panels = room;
   auto row = [&](int c) { return weight + c * ld; };
-  for_each_panel<E>(padded, [&](int d, int vectors) {
+  for_each_panel<E>(padded, [&](int d, int vectors, int) {
     const int width = vectors * W;
     for (int c = 0; c < width; c += W) {
       if (same && numbers % kPer<E> == 0 && ld % kPer<E> == 0 && d + c + W <= out) {
@@ -78,8 +102,7 @@ void pack_layer(const S* weight, int64_t ld, const float* bias, int out, int num
     }
     room += static_cast<std::size_t>(width) * in;
   });
-  float* behind = reinterpret_cast<float*>(room);
-  for (int d = 0; d < padded; ++d) behind[d] = bias != nullptr && d < out ? bias[d] : 0;
+  pack_behind(bias, out, room - panels, panels);
 }
 
 // The same of weight in float, rounded where elements are pairs.
@@ -101,8 +124,8 @@ void pack_float_layer(
 template <class E>
 void pack_turned(const float* weight, int out, int numbers, E* room) {
   constexpr int W = lanes<E>;
-  const int padded = round_up(out, W);
-  for_each_panel<E>(padded, [&](int d, int vectors) {
+  E* const panels = room;
+  for_each_panel<E>(round_up(out, W), [&](int d, int vectors, int) {
     for (int k = 0; k < numbers; k += kPer<E>) {
       for (int c = d; c < d + vectors * W; c += W, room += W) {
         const Sum<E>* at = weight + static_cast<std::size_t>(k) * out + c;
@@ -115,7 +138,7 @@ void pack_turned(const float* weight, int out, int numbers, E* room) {
       }
     }
   });
-  std::fill_n(room, padded, E(0));
+  pack_behind<E>(nullptr, out, room - panels, panels);
 }
 
 namespace detail {
@@ -203,7 +226,7 @@ void tiles_of_few(const E* x, int ld, int rows, const Layer<E>& layer, A& ahead,
 template <class E, class A, class F>
 void linear_tiles(const E* x, int ld, int rows, const Layer<E>& layer, A& ahead, F&& take) {
   if (layer.panels == nullptr) return detail::tiles_of_few(x, ld, rows, layer, ahead, take);
-  for_each_panel<E>(layer.padded_out(), [&](int d, int vectors) {
+  for_each_panel<E>(layer.padded_out(), [&](int d, int vectors, int) {
     const E* panel = layer.panels + static_cast<std::size_t>(d) * layer.in;
     for (int i = 0; i < rows; i += kBlockRows) {
       detail::with_constant<kBlockRows>(rows - i, [&](auto mr) {
@@ -219,15 +242,21 @@ void linear_tiles(const E* x, int ld, int rows, const Layer<E>& layer, A& ahead,
   });
 }
 
-// take(row, column, vector) for every whole vector of outputs.
-template <class E, class F>
-void linear(const E* x, int ld, int rows, const Layer<E>& layer, Ahead& ahead, F&& take) {
-  linear_tiles(x, ld, rows, layer, ahead, [&](int i, auto mr, int d, auto nv, const float* sums) ALWAYS_INLINE {
-    constexpr int W = lanes<E>;
+// take(row, column, vector) for every whole vector of a tile's outputs.
+template <class F>
+auto by_vectors(F& take) {
+  return [&take](int i, auto mr, int d, auto nv, const float* sums) ALWAYS_INLINE {
+    constexpr int W = lanes<float>;
     unroll<mr>([&](auto r) ALWAYS_INLINE {
       unroll<nv>([&](auto v) ALWAYS_INLINE { take(i + r, d + v * W, load(sums + (r * nv + v) * W)); });
     });
-  });
+  };
+}
+
+// The same for every one of a layer's outputs.
+template <class E, class F>
+void linear(const E* x, int ld, int rows, const Layer<E>& layer, Ahead& ahead, F&& take) {
+  linear_tiles(x, ld, rows, layer, ahead, by_vectors(take));
 }
 
 template <class E>

@@ -19,7 +19,7 @@
 
 #include "arena.h"
 #include "dropout.h"
-#include "linear.h"
+#include "rectified.h"
 
 namespace coalign {
 
@@ -81,8 +81,8 @@ class Mlp {
     want_rows(x, next, sizes_.x, ahead_of_next);
     want_rows(x2, next, sizes_.x2, ahead_of_next);
     ahead_of_next.spread(linear_steps(rows, two));
-    linear(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, two, ahead_of_next,
-           [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(outer + r * ldo + d, relu(v)); });
+    rectified(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, two, ahead_of_next, arena,
+              [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(outer + r * ldo + d, relu(v)); });
     for (int r = 0; r < rows; ++r) narrow_row(outer + r * ldo, sizes_.out, y + (at.from + r) * sizes_.out);
   }
 
@@ -109,8 +109,8 @@ class Mlp {
     Ahead ahead_of_hidden;
     want_rows(saved.hidden, at, hidden, ahead_of_hidden);
     ahead_of_hidden.spread(linear_steps(rows, two));
-    linear(as_elements<E>(outer, rows, ldo, arena), ldo / kPer<E>, rows, two, ahead_of_hidden,
-           [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(inner + r * ldh + d, v); });
+    rectified(as_elements<E>(outer, rows, ldo, arena), ldo / kPer<E>, rows, two, ahead_of_hidden, arena,
+              [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(inner + r * ldh + d, v); });
     const auto [open, ld_open] = as_floats(saved.hidden + at.from * hidden, rows, hidden, ldh, arena);
     Ahead ahead_of_x;
     want_rows(saved.x, at, sizes_.x, ahead_of_x);
@@ -136,8 +136,8 @@ class Mlp {
     want_to_write_rows(dx, at, sizes_.x, ahead_of_dx);
     want_to_write_rows(dx2, at, sizes_.x2, ahead_of_dx);
     ahead_of_dx.spread(linear_steps(rows, one));
-    linear(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, one, ahead_of_dx,
-           [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(x + r * ld + d, v); });
+    rectified(as_elements<E>(inner, rows, ldh, arena), ldh / kPer<E>, rows, one, ahead_of_dx, arena,
+              [&](int r, int d, Vec<float> v) ALWAYS_INLINE { store(x + r * ld + d, v); });
     for (int r = 0; r < rows; ++r) {
       float* g = x + r * ld;
       const int64_t row = at.from + r;
@@ -158,15 +158,15 @@ class Mlp {
     if (data != nullptr) ahead.want_to_write(data + at.from * width, sizeof(S) * at.count() * width);
   }
 
-  // Adjacent rows as they are, or widened to rows of ld numbers; and how far apart they are.
+  // Adjacent rows of whole vectors as they are, others with zeros behind them, ld numbers apart; and how far apart.
   static std::pair<const float*, int> as_floats(const S* from, int rows, int width, int ld, Arena& arena) {
     if constexpr (std::is_same_v<S, float>) {
-      return {from, width};
-    } else {
-      float* to = block(ld, arena);
-      for (int r = 0; r < rows; ++r) widen_row(from + static_cast<std::size_t>(r) * width, width, to + r * ld);
-      return {to, ld};
+      if (width == ld) return {from, width};
     }
+    float* to = block(ld, arena);
+    for (int r = 0; r < rows; ++r) widen_row(from + static_cast<std::size_t>(r) * width, width, to + r * ld);
+    clear_padding(to, rows, width, ld);
+    return {to, ld};
   }
 
   // dropout([x, x2]), padded with zeros.
@@ -190,6 +190,9 @@ class Mlp {
   static void outer_product(
       const float* g, int ldg, int out, const float* x, int ldx, int rows, int width, bool add, float* sum,
       Ahead& ahead, Arena& arena) {
+    if constexpr (kPer<E> == 1) {
+      if (sum_of_few(g, ldg, out, x, ldx, rows, width, add, sum, ahead, arena)) return;
+    }
     const Arena::Mark mark = arena.mark();
     const E* from = across_rows(g, ldg, rows, arena);
     const E* to = across_rows(x, ldx, rows, arena);

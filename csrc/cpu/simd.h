@@ -166,6 +166,47 @@ ALWAYS_INLINE inline void store_part(T* p, Vec<T> v, int n) {
 #endif
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// For each set of eight lanes, by the bits of their numbers: these numbers, lowest first, a byte each.
+struct LaneSets {
+  uint64_t lanes[256] = {};
+  constexpr LaneSets() {
+    for (int set = 0; set < 256; ++set) {
+      for (int lane = 0, count = 0; lane < 8; ++lane) {
+        if (set >> lane & 1) lanes[set] |= static_cast<uint64_t>(lane) << 8 * count++;
+      }
+    }
+  }
+};
+inline constexpr LaneSets kLaneSets;
+#endif
+
+// Writes the lanes that are not 0 to numbers, in their order, and first + lane to places, and says how many they are.
+// What stands behind them there, up to a whole vector, is overwritten.
+ALWAYS_INLINE inline int keep_nonzero(Vec<float> v, uint32_t first, float* numbers, uint32_t* places) {
+#if defined(__AVX512F__)
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __mmask16 kept = _mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+  _mm512_storeu_ps(numbers, _mm512_maskz_compress_ps(kept, (__m512)v));
+  _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(kept, _mm512_add_epi32(lane, _mm512_set1_epi32(first))));
+  return __builtin_popcount(kept);
+#elif defined(__AVX2__)
+  const int kept = _mm256_movemask_ps(_mm256_cmp_ps((__m256)v, _mm256_setzero_ps(), _CMP_NEQ_UQ));
+  const __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kLaneSets.lanes + kept)));
+  _mm256_storeu_ps(numbers, _mm256_permutevar8x32_ps((__m256)v, order));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(places), _mm256_add_epi32(order, _mm256_set1_epi32(first)));
+  return __builtin_popcount(kept);
+#else
+  int count = 0;
+  for (int lane = 0; lane < lanes<float>; ++lane) {
+    numbers[count] = v[lane];
+    places[count] = first + lane;
+    count += !(v[lane] == 0);
+  }
+  return count;
+#endif
+}
+
 template <class T>
 ALWAYS_INLINE inline Vec<T> max(Vec<T> a, Vec<T> b) {
   return a > b ? a : b;
