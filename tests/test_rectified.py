@@ -12,7 +12,7 @@ SHIFTS = (-2.75, -2.0, -1.25, 8.0)  # of sixteenths
 
 
 def whole(shape, most, seed):
-    """Whole numbers: sums of products of few of them are exact in float32, in any order, and no unit is open by error."""
+    """Whole numbers: sums of their products are exact in float32, in any order, and no unit is open by error."""
     return torch.randint(-most, most + 1, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
