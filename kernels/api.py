@@ -247,6 +247,7 @@ def explain(
     if any(map(is_nested, (f_a, f_b, a, b))):
         raise TypeError("explain takes padded operands, not nested ones, which are served as packed pairs are")
     a_side, b_side, bias, factor = _padded(f_a, f_b, a, b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
+    ops.check_extents(a_side, b_side)
     # checked with some seed: drawing one would change what the caller draws next
     make_rule(factor, clamp, dropout, f_a.new_zeros((), dtype=torch.int64) if seed is None else seed, f_a)
     a_side, b_side, bias = _fold(a_side), _fold(b_side), _fold_bias(bias, f_a)
@@ -288,7 +289,10 @@ def padded_features(
 ) -> tuple[Side, Side, Tensor | None, float]:
     # fmt: on
     """The arguments of a call without values, checked as `soft_align` checks them."""
-    return _padded(f_a, f_b, f_a, f_b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
+    found = _padded(f_a, f_b, f_a, f_b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
+    if not torch.compiler.is_compiling():
+        ops.check_extents(*found[:2])
+    return found
 
 
 def _scaled(side: Side, scale: float | Tensor, packed: bool) -> tuple[Side, float]:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .problem import Side
+
 OPERANDS = ("f_a", "f_b", "a", "b")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -59,3 +61,24 @@ def check_operands(packed: bool, *described: Any) -> None:
             raise ValueError(f"{values} must have {features}'s shape but for the last dimension; they are {x} and {f}")
     if of_f_a[:-2] != of_f_b[:-2]:
         raise ValueError(f"f_a and f_b must have the same batch dimensions; they are {of_f_a} and {of_f_b}")
+
+
+def check_sides(a: Side, b: Side, bias: Tensor | None) -> None:
+    """What `soft_align` checks, for programs that hold the operator without it."""
+    operands = (a.f, b.f, a.x, b.x)
+    described = ((t.shape, t.dtype, t.device, t.layout) for t in operands)
+    check_operands(a.f.ndim == 2, *(part for of in zip(*described, strict=True) for part in of))
+    for letter, side in (("a", a), ("b", b)):
+        if side.extent is None:
+            continue
+        check_tensor(f"extent_{letter}", side.extent, a.f)
+        shape, dtypes = {
+            "mask": (side.f.shape[:-1], (torch.bool,)),
+            "lengths": (side.f.shape[:-2], (torch.int32, torch.int64)),
+            "offsets": (side.extent.shape[:1], (torch.int32,)),
+        }[side.kind]
+        if side.extent.shape != shape or side.extent.dtype not in dtypes:
+            what = f"{tuple(side.extent.shape)} of {side.extent.dtype}"
+            raise TypeError(f"extent_{letter} must be {tuple(shape)} of {' or '.join(map(str, dtypes))}, not {what}")
+    if bias is not None and bias.dtype not in (a.f.dtype, torch.float32):
+        raise TypeError(f"bias must be {a.f.dtype}, like f_a, or torch.float32, not {bias.dtype}")

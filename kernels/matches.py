@@ -29,8 +29,9 @@ def dual_softmax_matches(
     # fmt: on
     """Mutual best matches: i and j where P_ij Q_ij is the largest of its row and of its column.
 
-    The same as taking both maxima of `dual_softmax`, in memory of chunk x n in place of m x n. Ties go to the
-    smaller index. Not differentiable.
+    The same as taking both maxima of `dual_softmax`, in memory of chunk x n in place of m x n; but a score's relative
+    error grows with e, to 1e-4 where e is 1,000 and to all of it from a million on: scale features so that e stays
+    in the thousands. Ties go to the smaller index. Not differentiable.
 
     Args:
         threshold: a match must score more than this; between 0 and 1.
@@ -71,7 +72,8 @@ def _matches(f_a: Tensor, f_b: Tensor, given: dict[str, Any], scale: float, thre
         known_a = lse_a[..., rows] > -torch.inf
         f = f_a[..., rows, :].to(lse_a.dtype).masked_fill(~known_a.unsqueeze(-1), 0)
         e = scale * (f @ f_b.mT)
-        both = (e - lse_a[..., rows].unsqueeze(-1)) + (e - lse_b.unsqueeze(-2))
+        # no weight is above 1: the log-sum-exps are of another product, and large scores differ by their rounding
+        both = (e - lse_a[..., rows].unsqueeze(-1)).clamp(max=0) + (e - lse_b.unsqueeze(-2)).clamp(max=0)
         both = both.masked_fill(~(known_a.unsqueeze(-1) & known_b.unsqueeze(-2)), -torch.inf)
         row_best[..., rows], row_index[..., rows] = both.max(-1)
         best, index = both.max(-2)

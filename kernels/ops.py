@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch, reference, transforms
+from . import autocast, dispatch, reference, transforms
+from .checks import check_sides
 from .names import NAMESPACE
 from .problem import PLAIN, Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side
 
@@ -213,7 +214,7 @@ def _by_reference(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: st
     """What PyTorch itself can transform in any way."""
     dispatch.requested(backend)
     if not torch.compiler.is_compiling():
-        _check_extents(a, b)
+        check_extents(a, b)
     return reference.forward(a, b, bias, rule)
 
 
@@ -267,7 +268,7 @@ def sides(
 def _soft_align(a: Side, b: Side, bias: Tensor | None, rule: Rule, name: str | None) -> Alignment:
     backend = dispatch.choose(Problem.of(a, b, bias), name)
     if (a.extent is not None or b.extent is not None) and not dispatch.extents_fit(backend, a, b):
-        _check_extents(a, b)
+        check_extents(a, b)
     if _nothing_to_align(a, b):
         beta, alpha, lse_a, lse_b = _empty_alignment(a, b)
         return Alignment(beta.zero_(), alpha.zero_(), lse_a.fill_(-torch.inf), lse_b.fill_(-torch.inf))
@@ -287,12 +288,22 @@ def _soft_align_backward(
 
 
 def _registered(*operands: Any) -> tuple[Tensor, ...]:
+    check_sides(*sides(*operands)[:3])
     return tuple(_soft_align(*sides(*operands)))
+
+
+def _autocast(kind: str, *operands: Any) -> tuple[Tensor, ...]:
+    """The operator under autocast, in programs that hold it without `soft_align`, which casts what it is given."""
+    operands = (*autocast.cast(operands[:4]), *operands[4:])
+    with autocast.off(kind):
+        found: tuple[Tensor, ...] = soft_align_operator(*operands)
+    return found
 
 
 def _registered_backward(*arguments: Any) -> tuple[Tensor, ...]:
     *given, bias_grad = arguments
     operands, saved, grads = given[:OPERANDS], given[OPERANDS:-4], given[-4:]
+    check_sides(*sides(*operands)[:3])
     *found, dbias = _soft_align_backward(*sides(*operands), Alignment(*saved), AlignmentGrads(*grads), bias_grad)
     return *found, operands[0].new_empty(0) if dbias is None else dbias
 
@@ -335,7 +346,7 @@ def _nothing_to_align(a: Side, b: Side) -> bool:
     return a.f.numel() == 0 or b.f.numel() == 0
 
 
-def _check_extents(a: Side, b: Side) -> None:
+def check_extents(a: Side, b: Side) -> None:
     """Hold the values of lengths and offsets against the shapes, where looking costs no synchronisation."""
     for letter, side in (("a", a), ("b", b)):
         extent = side.extent
@@ -369,6 +380,8 @@ def _check_extents(a: Side, b: Side) -> None:
 
 _library.impl("soft_align", _registered, "CompositeExplicitAutograd")
 _library.impl("soft_align_backward", _registered_backward, "CompositeExplicitAutograd")
+for _key, _kind in (("AutocastCPU", "cpu"), ("AutocastCUDA", "cuda")):
+    _library.impl("soft_align", partial(_autocast, _kind), _key)
 torch.library.register_vmap(
     f"{NAMESPACE}::soft_align", partial(transforms.fold, soft_align_operator), lib=_library
 )

@@ -53,6 +53,9 @@ def backward(
         if a.kind == "offsets":
             rows = (a, b, a, b)
             padded_saved = Alignment(*(_pad_rows(t, s) for t, s in zip(saved, rows, strict=True)))
+            # past a pair's end stand another's, NaN perhaps: there is nothing to sum, as in a padded call
+            lse_a, lse_b = (_ended(t, s) for t, s in ((padded_saved.lse_a, a), (padded_saved.lse_b, b)))
+            padded_saved = padded_saved._replace(lse_a=lse_a, lse_b=lse_b)
             padded_grads = AlignmentGrads(
                 beta=_pad_rows(grads.beta, a),
                 alpha=_pad_rows(grads.alpha, b),
@@ -198,6 +201,12 @@ def _pad_rows(packed: Tensor, side: Side) -> Tensor:
     if type(packed.shape[0]) is int and packed.shape[0] == 0:
         return packed.sum(0).expand(*index.shape, *packed.shape[1:])
     return packed[index.clamp(max=packed.shape[0] - 1)]
+
+
+def _ended(lse: Tensor, side: Side) -> Tensor:
+    """(pairs, length) of a packed side's LSEs, with -inf past each pair's end."""
+    assert side.extent is not None
+    return lse.masked_fill(torch.arange(side.length, device=lse.device) >= side.extent.diff().unsqueeze(-1), -torch.inf)
 
 
 def _unpacker(side: Side) -> Callable[[Tensor], Tensor]:

@@ -68,7 +68,8 @@ def _filled(side: str, batch: PairBatch, pairs: int, tokens: int, longest: int) 
             f"{len(batch)} pairs with {total} tokens on side {side}, at most {getattr(batch, f'max_length_{side}')} "
             f"each, can't be filled up to {pairs} pairs with {tokens} tokens, at most {longest} each"
         )
-    ends = [(torch.arange(1, more + 1, device=d) * longest).clamp(max=missing) for d in (offsets.device, "cpu")]
+    # evenly: one of the longest length on both sides might be the batch's longest pair, and another kernel's
+    ends = [torch.arange(1, more + 1, device=d) * missing // max(more, 1) for d in (offsets.device, "cpu")]
     steps = torch.diff(ends[1], prepend=torch.zeros(1, dtype=ends[1].dtype, device="cpu"))
     return (
         torch.cat([ids, ids.new_zeros(missing)]),
@@ -102,7 +103,8 @@ class GraphedTraining:
     of further sizes once there are `most` of them, run without a graph, and on a CPU all do. Gradients belong to the
     graphs: don't change them between steps. Numbers of the optimiser's that are no tensors, and modes, are part of a
     recording, and once they change it is another one's turn: let a learning rate that is scheduled be a tensor,
-    `lr=torch.tensor(1e-3)`, which recordings read.
+    `lr=torch.tensor(1e-3, device="cuda")`, which recordings read; one of the CPU's counts as a plain number. The step
+    after parameters are added or begin to need gradients runs without a graph, and makes the optimiser's state.
 
     Args:
         model: takes a `PairBatch`. optimizer: on a GPU one that can be captured.
@@ -121,7 +123,7 @@ class GraphedTraining:
     ) -> None:
         self.model, self.optimizer, self.loss, self.autocast = model, optimizer, loss, autocast
         self._graphs = _Graphs(most)
-        self._stepped = False
+        self._have_state: set[int] = set()  # parameters that the optimiser has taken a step with
 
     def __call__(self, batch: PairBatch, labels: Tensor) -> Tensor:
         """The loss of the step, on the model's device; nobody waits for it.
@@ -130,10 +132,13 @@ class GraphedTraining:
             ValueError: batch, labels and model are not on one device.
         """
         device = _device(self.model, batch, labels)
-        if device.type != "cuda" or not self._stepped:  # the first step makes the optimiser's state
-            self._stepped = True
-            return self._step(batch, labels, update=True)
-        state = (_modes(self.model), _numbers(self.optimizer))
+        learned = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        if device.type != "cuda" or not self._have_state.issuperset(map(id, learned)):
+            loss = self._step(batch, labels, update=True)
+            self._have_state = set(map(id, learned))
+            return loss
+        kept = (t for p in learned for t in self.optimizer.state.get(p, {}).values() if isinstance(t, Tensor))
+        state = (_modes(self.model), _numbers(self.optimizer), *map(id, learned), *(t.data_ptr() for t in kept))
         return self._graphs.run(batch, labels, state, self._step, lambda found: found.clone())
 
     def _step(self, batch: PairBatch, labels: Tensor, update: bool) -> Tensor:
@@ -200,9 +205,10 @@ class _Graphs:
 
     def _run(self, batch: PairBatch, labels: Tensor | None, state: Any, step: Callable[..., Tensor]) -> Tensor:
         size = size_of(batch)
-        filled = fill(batch, size)
-        if labels is not None:
-            labels = F.pad(labels, (0, size.pairs - len(batch)), value=IGNORED)
+        with torch.inference_mode(False):  # what is written in place later may not be of inference mode
+            filled = fill(batch, size)
+            if labels is not None:
+                labels = F.pad(labels, (0, size.pairs - len(batch)), value=IGNORED)
         key = (size, longest_pair(filled), batch.ids_a.dtype, batch.ids_b.dtype, state)
         given = [t for t in (filled.ids_a, filled.ids_b, filled.offsets_a, filled.offsets_b, labels) if t is not None]
         if key not in self._recorded:
@@ -226,9 +232,13 @@ class _Graphs:
             step(batch, labels, False)
         torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
+        # A caller's autocast keeps weights in half precision for as long as it lasts: a recording makes its own, and
+        # nobody else reads those.
+        torch.clear_autocast_cache()
         # on a stream of ours, for torch's own is one of whichever device was the first to record
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             written = step(batch, labels, True)
+        torch.clear_autocast_cache()
         return graph, given, written
 
 
@@ -243,12 +253,13 @@ def _modes(model: nn.Module) -> tuple[Any, ...]:
 
 
 def _numbers(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
-    """What an optimiser hands to its kernels as plain numbers."""
+    """What an optimiser hands to its kernels as plain numbers: tensors of the CPU are, too."""
     return tuple(
-        (name, value)
+        (name, value.item() if isinstance(value, Tensor) else value)
         for group in optimizer.param_groups
         for name, value in sorted(group.items())
-        if name != "params" and isinstance(value, (bool, int, float, tuple))
+        if isinstance(value, (bool, int, float, tuple))
+        or (isinstance(value, Tensor) and value.is_cpu and value.numel() == 1)
     )
 
 

@@ -71,7 +71,7 @@ def check_offsets(side: str, offsets: Tensor, total: int, max_length: int | None
     if not isinstance(offsets, Tensor) or offsets.dtype != torch.int32:
         what = offsets.dtype if isinstance(offsets, Tensor) else type(offsets).__name__
         raise TypeError(f"{name} must be an int32 tensor, not {what}")
-    if offsets.ndim != 1 or len(offsets) < 1:
+    if offsets.ndim != 1 or offsets.shape[0] < 1:
         raise ValueError(f"{name} must be (sentences + 1,), not {tuple(offsets.shape)}")
     if max_length is not None and (not isinstance(max_length, (int, torch.SymInt)) or isinstance(max_length, bool)):
         raise TypeError(f"{longest} must be an int, not {type(max_length).__name__}")

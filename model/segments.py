@@ -33,7 +33,8 @@ def segment_sum(x: Tensor, offsets: Tensor) -> Tensor:
 
     The same bits every time, forward and backward; half precision is summed in float32.
     """
-    if traced():  # a trace would hold a Function as a call of Python
+    # a trace would hold a Function as a call of Python, an exported program what is inside it, without a gradient
+    if traced() or torch.compiler.is_exporting():
         return torch.segment_reduce(x.to(_wide(x)), "sum", offsets=offsets.long(), axis=0, unsafe=True).to(x.dtype)
     if not torch.compiler.is_compiling() and (transforms.transforming() or transforms.forward_mode()):
         sentence = sentence_of_token(offsets, x.shape[0])

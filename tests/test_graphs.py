@@ -63,6 +63,16 @@ def test_batches_of_one_size_may_have_pairs_for_different_kernels():
     assert [longest_pair(pairs((n,), (n,))) for n in (0, 1, 32, 33)] == [1, 2, 64, 128]
 
 
+def test_filling_makes_no_longer_pairs():
+    """A frozen model has other kernels for those, or none."""
+    draw = torch.Generator().manual_seed(0)
+    lengths = [torch.randint(3, most, (256,), generator=draw).tolist() for most in (40, 22)]
+    batch = pairs(*lengths)
+    filled = fill(batch, size_of(batch))
+    assert len(filled) > 256
+    assert filled.most_tokens == batch.most_tokens
+
+
 def test_there_are_few_sizes():
     """A hundred batches of 256 pairs of like lengths need but a few graphs."""
     generator = torch.Generator().manual_seed(0)
@@ -228,7 +238,55 @@ def test_an_optimisers_numbers_have_recordings_of_their_own(recorder):
     for _ in range(3):
         scheduled *= 0.1
         step(batch, labels)
-    assert len(rates) == 4  # a tensor is read by the recording
+    assert len(rates) == 6  # one of the CPU is a number to PyTorch's kernels
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.1, device="meta")  # as one of the GPU
+    for _ in range(3):
+        step(batch, labels)
+    assert len(rates) == 7  # which the recording reads
+
+
+def test_no_recording_makes_the_optimisers_state_or_writes_to_what_it_was(recorder):
+    """State that is made while recording would be made again by every replay."""
+    of = model()
+    of.embedding.weight.requires_grad_(False)
+    optimizer = torch.optim.Adam(of.parameters(), 0.01)
+    step, batch, labels = GraphedTraining(of, optimizer), batches(1)[0], torch.tensor([0, 1, 2])
+    recorded = step._graphs._recorded
+    with pytest.raises(ValueError, match="batch_size"):
+        step(batch, labels[:2])
+    for count in (0, 1, 1):  # the step that failed has made no state
+        step(batch, labels)
+        assert len(recorded) == count
+    of.embedding.weight.requires_grad_(True)
+    for count in (1, 2):
+        step(batch, labels)
+        assert len(recorded) == count
+    assert len(optimizer.state) == len(list(of.parameters()))
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    step(batch, labels)
+    assert len(recorded) == 3
+
+
+def test_a_recording_has_its_own_weights_in_half_precision(recorder, monkeypatch):
+    """A caller's autocast forgets those that it has once it ends."""
+    cleared = []
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: cleared.append(len(seen)))
+    seen = []
+
+    class Model(torch.nn.Linear):
+        def forward(self, X):
+            seen.append(X)
+            return torch.zeros(len(X), 3)
+
+    GraphedInference(Model(1, 1))(batches(1)[0])
+    assert cleared == [1, 2]  # between warming up and recording, and after it
+
+
+def test_inference_mode_may_come_and_go(recorder):
+    infer, batch = GraphedInference(model().eval()), batches(1)[0]
+    with torch.inference_mode():
+        infer(batch)
+    infer(batch)
 
 
 def test_float64_stays_so():

@@ -376,3 +376,21 @@ def test_one_tokens_lse_is_its_score(m, backend):
     lse = soft_align(f_a, f_b, f_a, f_b, return_lse=True, backend=backend.name).lse_a
     scores = (f_a.double() @ f_b.double().mT).squeeze(-1)
     assert (lse - scores).norm() <= 1e-5 * scores.norm()
+
+
+def test_nan_stays_in_its_packed_pair(backend):
+    """The pairs before and after one with NaN have the outputs and the gradients that they have without it."""
+    generator = torch.Generator().manual_seed(0)
+    offsets = [torch.tensor(t, dtype=torch.int32, device=backend.device) for t in ((0, 2, 7, 9), (0, 3, 5, 9))]
+    found = []
+    for value in (0.5, torch.nan):
+        generator.manual_seed(0)
+        operands = [torch.randn(9, 4, generator=generator) for _ in range(4)]
+        operands[1][3] = value
+        operands = [t.to(backend.device).requires_grad_() for t in operands]
+        beta, alpha = soft_align_packed(*operands, *offsets, 5, 4, backend=backend.name)
+        grads = torch.autograd.grad(beta[offsets[0].long()[:-1]].sum() + alpha.square().sum(), operands)
+        sides = zip((beta, alpha, *grads), (0, 1, 0, 1, 0, 1), strict=True)
+        found.append([torch.cat([t[: offsets[k][1]], t[offsets[k][2] :]]) for t, k in sides])
+    for without, beside in zip(*found, strict=True):
+        assert torch.equal(without, beside)

@@ -162,6 +162,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, corpora):
     assert load_checkpoint(tmp_path / "run/last.json").step == 2
 
 
+def test_epochs_of_one_batch_can_be_stopped_too(tmp_path, corpora):
+    run = Training(replace(SMALL, batch_size=1000, epochs=5), *corpora, tmp_path / "run")
+    assert not run.run(stop=lambda: run.epoch == 2)
+    assert load_checkpoint(tmp_path / "run/last.json").epoch == 2
+
+
 @pytest.mark.parametrize("validated", [True, False], ids=["with validation", "without"])
 def test_weights_that_the_last_step_spoils_are_not_saved_to_go_on_from(tmp_path, corpora, validated):
     training, validation = corpora

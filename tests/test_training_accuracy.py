@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from coalign.model.nli import Settings, Training, load_corpus
 
 SNLI = Path(__file__).parents[2] / "shared/data/snli_1.0/snli_1.0_dev.jsonl"
@@ -45,6 +46,13 @@ def test_it_learns_from_real_sentences(tmp_path):
     run.run()
     assert len(run.training) == 8000
     assert run.best > 0.56
+    model = run.model.eval()
+    frozen, alike = model.freeze(torch.bfloat16), []
+    with torch.no_grad():
+        for batches in (run.batches, run.validation):
+            alike += [frozen(pairs).argmax(1) == model(pairs).argmax(1) for pairs, *_ in batches.epoch()]
+    assert len(torch.cat(alike)) == 9842
+    assert torch.cat(alike).float().mean() >= 0.995
 
 
 def test_the_plain_model_has_the_same_curve_on_real_sentences(tmp_path):

@@ -9,6 +9,7 @@ from coalign import (
     alignment_weights,
     dual_softmax,
     dual_softmax_matches,
+    explain,
     soft_align,
     soft_align_one_way,
     soft_align_packed,
@@ -227,3 +228,19 @@ def test_matches_of_what_is_no_tensor():
         dual_softmax_matches([1], torch.ones(2, 3))
     with pytest.raises(TypeError, match="f_a must be a tensor, not list"):
         soft_align_one_way([1], torch.ones(2, 3), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("call", [alignment_weights, dual_softmax, dual_softmax_matches, explain])
+def test_lengths_that_do_not_fit_are_refused(call):
+    f_a, f_b = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
+    values = (f_a, f_b) if call is explain else ()
+    for lengths, found in (([3, 7], "7"), ([-2, 3], "-2")):
+        with pytest.raises(ValueError, match=f"lengths_a must lie between 0 and 3, the rows of f_a; found {found}"):
+            call(f_a, f_b, *values, lengths_a=torch.tensor(lengths))
+
+
+def test_no_score_of_a_match_is_above_one():
+    """However large scores are: two products of the same features differ by their rounding."""
+    torch.manual_seed(0)
+    f = torch.randn(1, 200, 64) * 60
+    assert 0.5 < dual_softmax_matches(f, f).score.max() <= 1

@@ -71,7 +71,7 @@ class AllenNlpDecomposableAttention(nn.Module):
             self.backend != "reference"
             and any(mask is not None for _, mask in sides)
             and all(x.ndim == 3 and (mask is None or mask.shape == x.shape[:2]) for x, mask in sides)
-            and len(premise) == len(hypothesis)
+            and premise.shape[0] == hypothesis.shape[0]
             and unobserved((premise, hypothesis, mask_a, mask_b))
             and premise.device.type == hypothesis.device.type == "cpu"
         )

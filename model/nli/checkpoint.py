@@ -21,6 +21,7 @@ from .settings import Settings
 from .vocabulary import Vocabulary
 
 _FORMAT = 1
+NOT_FINITE = "the model's scores are not finite: its training went wrong"
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint
+from .checkpoint import NOT_FINITE, Checkpoint
 from .pair_reader import PairReader
 
 MOST_WORDS = 100  # of a sentence, in what is made to be looked at
@@ -46,7 +46,7 @@ def explain_pair(checkpoint: Checkpoint, premise: str, hypothesis: str, *, backe
 
     Raises:
         ValueError: a text without words, or with more than 100 of them left where the settings cut it; a model of one
-            class.
+            class, or one whose scores are not finite.
     """
     if len(checkpoint.labels) < 2:
         raise ValueError("the model has one class only: there is nothing to explain")
@@ -68,6 +68,8 @@ def explain_pair(checkpoint: Checkpoint, premise: str, hypothesis: str, *, backe
     without_b = sum_a.expand(len(words_b), -1), sum_b - v_b
     sides = (torch.cat(side) for side in zip(whole, without_a, without_b, strict=True))
     scores = model.aggregate(*sides).double()
+    if not scores.isfinite().all():
+        raise ValueError(NOT_FINITE)
     place = int(scores[0].argmax())
     others = [i for i in range(len(checkpoint.labels)) if i != place]
     log_odds = scores[:, place] - scores[:, others].logsumexp(1)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..pair_batch import PairBatch
-from .checkpoint import Checkpoint, load_checkpoint
+from .checkpoint import NOT_FINITE, Checkpoint, load_checkpoint
 from .evaluation import evaluating
 from .pair_reader import PairReader
 from .pairs import LABELS
@@ -114,5 +114,5 @@ class Predictor:
         with torch.no_grad():
             found = self.model(pairs.to(self.device)).softmax(1).cpu().numpy()
         if not np.isfinite(found).all():
-            raise ValueError("the model's scores are not finite: its training went wrong")
+            raise ValueError(NOT_FINITE)
         return found

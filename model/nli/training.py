@@ -114,7 +114,8 @@ class Training:
     ) -> bool:
         """Train to the end of the last epoch. Whether it got there: False when stop() said so after some step.
 
-        On a GPU, stop is asked after every fiftieth step; several ranks stop together when one of them says so.
+        On a GPU, stop is asked after every fiftieth step and every epoch; several ranks stop together when one of them
+        says so.
 
         Raises:
             BlockingIOError: another run is at work in the folder.
@@ -136,10 +137,12 @@ class Training:
                 if not self._is_seen() and self.batch < len(self.batches):
                     continue
                 report(self._progress())
-                if self.ranks.any(stop()) and self.batch < len(self.batches):
+                if self.batch < len(self.batches) and self.ranks.any(stop()):
                     self._save(LAST)
                     return False
             self._end_epoch(time.perf_counter() - start)
+            if self.epoch < self.settings.epochs and self.ranks.any(stop()):
+                return False
         return True
 
     def _is_seen(self) -> bool:

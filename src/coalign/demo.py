@@ -79,7 +79,8 @@ def run(
     outcome = Outcome(_device_name(device), serving, explanation, len(pairs))
     if rounds is None:
         rounds = -(-10 // -(-len(pairs) // batch_size))
-        _step(model, next(batches(pairs, vocabulary, batch_size)).to(device), "warm-up", {})
+        warm_up = next(batches(pairs, vocabulary, batch_size)).to(device)
+        _time(model, warm_up, "warm-up", {})
     again = (batch for _ in range(rounds) for batch in batches(pairs, vocabulary, batch_size))
     for number, cpu_batch in enumerate(again):
         batch = cpu_batch.to(device)
@@ -89,7 +90,8 @@ def run(
         for name, path in paths if number % 2 else paths[::-1]:
             model.backend = path
             with _watching_relus(model, active[name]):
-                results[name] = _step(model, batch, name, outcome.seconds)
+                results[name] = _step(model, batch)
+            _time(model, batch, name, outcome.seconds)  # unwatched: watching takes a network apart into its layers
         torn = any(not torch.equal(a, b) for a, b in zip(active["fast"], active["plain"], strict=True))
         outcome.batches += 1
         outcome.torn += torn
@@ -124,20 +126,27 @@ def run_interpreted(data: Sequence[str], pairs: int, seed: int) -> Outcome:
     return Outcome(**{name: found[name] for name in Outcome.__dataclass_fields__})
 
 
-def _step(model: DecomposableAttention, batch: Batch, path: str, seconds: dict[str, list[float]]) -> dict[str, Tensor]:
-    """One forward and backward pass: its tensors by name. Adds what each pass took to seconds."""
+def _time(model: DecomposableAttention, batch: Batch, path: str, seconds: dict[str, list[float]]) -> None:
+    """Adds to seconds what a forward pass took, as users call it, and what both passes took."""
     model.zero_grad()
     start = _now(batch.premises)
-    extents = {"lengths_a": batch.lengths[0], "lengths_b": batch.lengths[1]}
-    A, B = model.embedding(batch.premises), model.embedding(batch.hypotheses)
-    beta, alpha = model.attend(A, B, **extents)
-    V_A, V_B = model.compare(A, B, beta, alpha, **extents)
-    scores = model.aggregate(V_A, V_B)
+    scores = model((batch.premises, batch.hypotheses), lengths=batch.lengths)
     forward = _now(scores)
     torch.nn.functional.cross_entropy(scores, batch.labels).backward()
     both = _now(scores)
     seconds.setdefault(f"{path} forward", []).append(forward - start)
     seconds.setdefault(f"{path} forward + backward", []).append(both - start)
+
+
+def _step(model: DecomposableAttention, batch: Batch) -> dict[str, Tensor]:
+    """One forward and backward pass, part by part: its tensors by name."""
+    model.zero_grad()
+    extents = {"lengths_a": batch.lengths[0], "lengths_b": batch.lengths[1]}
+    A, B = model.embedding(batch.premises), model.embedding(batch.hypotheses)
+    beta, alpha = model.attend(A, B, **extents)
+    V_A, V_B = model.compare(A, B, beta, alpha, **extents)
+    scores = model.aggregate(V_A, V_B)
+    torch.nn.functional.cross_entropy(scores, batch.labels).backward()
     outputs = {"beta": beta, "alpha": alpha, "V_A": V_A, "V_B": V_B, "class scores": scores}
     gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {name: t.detach() for name, t in (outputs | gradients).items()}

@@ -120,5 +120,10 @@ def plot_weights(figure: Any, places: Any, alignment: Alignment) -> None:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure, at 150 dots an inch or, where it is large, no more than 8000 dots wide or high."""
+    """Write a figure, at 150 dots an inch or, where it is large, no more than 8000 dots wide or high.
+
+    Raises ValueError where the name has no ending: matplotlib would write another file than the one named.
+    """
+    if not path.suffix:
+        raise ValueError(f"{path} has no ending that names a format; try {path.name}.png")
     figure.savefig(path, dpi=min(150.0, 8000 / max(figure.get_size_inches())))
