@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WHEEL := .venv-wheel
 WORKERS ?= 2
-MODEL_TESTS := tests/test_frozen.py tests/test_inference.py tests/test_mlp.py tests/test_dropout.py
+MODEL_TESTS := tests/test_frozen.py tests/test_inference.py tests/test_mlp.py tests/test_rectified.py tests/test_dropout.py
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses $(WORKERS)
 DATA ?=
 ARGS ?=
@@ -29,14 +29,14 @@ test-triton: $(VENV)/installed
 
 # processors with AVX-512 pretend to have AVX2 only; for others these are the same tests again
 test-narrow: $(VENV)/installed
-	COALIGN_NATIVE_FLAGS="-mno-avx512f" $(PYTEST) tests/test_operator*.py $(MODEL_TESTS) -k "native or inference or mlp or dropout or sizes"
+	COALIGN_NATIVE_FLAGS="-mno-avx512f" $(PYTEST) tests/test_operator*.py $(MODEL_TESTS) -k "native or inference or mlp or dropout or sizes or rectified"
 
 # and what processors with AVX-512 and its bfloat16 do, put together from narrow vectors: the same numbers, slowly
 test-wide: $(VENV)/installed
-	COALIGN_NATIVE_FLAGS="-mno-avx2 -mno-avx512f -DEMULATED_WIDE_VECTORS" $(PYTEST) tests/test_operator.py tests/test_frozen.py tests/test_inference.py tests/test_mlp.py -k "native or inference or mlp or sizes"
+	COALIGN_NATIVE_FLAGS="-mno-avx2 -mno-avx512f -DEMULATED_WIDE_VECTORS" $(PYTEST) tests/test_operator.py tests/test_frozen.py tests/test_inference.py tests/test_mlp.py tests/test_rectified.py -k "native or inference or mlp or sizes or rectified"
 
 # the C++ kernels under the address and undefined-behaviour sanitizers; SANITIZE= selects tests
-SANITIZE ?= (native or simulated) and oracle or native and masked_models or sizes or one_kernel or scores_are_the_models or half_precision or impossible or unknown or reads_every_kind or what_stays
+SANITIZE ?= (native or simulated) and oracle or native and masked_models or sizes or one_kernel or rectified or scores_are_the_models or half_precision or impossible or unknown or reads_every_kind or what_stays
 sanitize: $(VENV)/installed ## run the C++ kernels' tests under the address and undefined-behaviour sanitizers
 	COALIGN_NATIVE_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so) $$(cc -print-file-name=libstdc++.so)" \
