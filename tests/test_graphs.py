@@ -289,6 +289,27 @@ def test_inference_mode_may_come_and_go(recorder):
     infer(batch)
 
 
+def test_pairs_that_fill_a_batch_have_labels_that_losses_leave_out(recorder):
+    seen = []
+
+    def loss(scores, labels):
+        seen.append(labels.tolist())
+        return F.cross_entropy(scores, labels)
+
+    of = model()
+    step = GraphedTraining(of, torch.optim.SGD(of.parameters(), 0.1), loss)
+    for _ in range(2):
+        step(batches(1)[0], torch.tensor([0, 1, 2]))
+    assert seen == [[0, 1, 2], *[[0, 1, 2, torch.nn.CrossEntropyLoss().ignore_index]] * 2]
+
+
+def test_no_more_sizes_are_recorded_than_asked_for(recorder):
+    infer = GraphedInference(model().eval(), most=1)
+    for lengths in ((3, 2), (300, 200), (3, 2)):
+        assert infer(pairs(lengths, lengths)).shape == (2, 3)
+    assert len(infer._graphs._recorded) == 1
+
+
 def test_float64_stays_so():
     made, seen = model().double(), []
 

@@ -232,6 +232,24 @@ def test_packed_calls_are_one_kind_however_many_rows(operands):
     assert all(torch.equal(s, t[0]) for s, t in zip(found, truth, strict=True))
 
 
+@pytest.mark.parametrize("at", range(4))
+def test_one_operand_alone_may_need_a_gradient(operands, at):
+    found = []
+    for align in (quick.serve, lambda *x: soft_align(*x, return_lse=True)):
+        leaves = [t.clone().requires_grad_(k == at) for k, t in enumerate(operands)]
+        outputs = align(*leaves)
+        found.append(torch.autograd.grad(outputs[0].sin().sum() + outputs[1].cos().sum(), leaves[at]))
+    assert torch.equal(found[0][0], found[1][0])
+
+
+def test_heads_with_lengths_go_the_long_way(operands):
+    heads = [t.expand(3, *t.shape) for t in operands]
+    lengths = torch.tensor([[9, 4]] * 3), torch.tensor([[2, 7]] * 3)
+    soft_align(*heads, lengths_a=lengths[0], lengths_b=lengths[1])
+    assert quick.serve(*heads, *lengths) is None
+    assert quick.serve(*heads, *(t[:, 0].contiguous() for t in lengths)) is None
+
+
 @pytest.mark.gpu
 def test_on_a_gpu(monkeypatch):
     """Padded, with lengths and packed: the long way's bits, and nothing of the CPU's beside operands of a GPU."""

@@ -244,3 +244,13 @@ def test_no_score_of_a_match_is_above_one():
     torch.manual_seed(0)
     f = torch.randn(1, 200, 64) * 60
     assert 0.5 < dual_softmax_matches(f, f).score.max() <= 1
+
+
+def test_of_matches_as_good_the_first_one_counts_and_a_threshold_is_exceeded():
+    f_a, f_b = torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0], [2.0], [-1.0]])
+    found = dual_softmax_matches(f_a, f_b)
+    assert found.partner.tolist() == [0, 2]
+    best = float(found.score[0])
+    assert dual_softmax_matches(f_a, f_b, threshold=best).partner[0] == -1
+    assert dual_softmax_matches(f_a, f_b, threshold=best - 1e-6).partner[0] == 0
+    assert dual_softmax_matches(f_b, f_a).partner.tolist() == [0, -1, 1]
