@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -98,6 +99,18 @@ def test_the_compiler_may_be_a_command(folder, monkeypatch):
     assert built(folder) != first
     assert runs(folder) == 2
     assert (folder / "launched").read_text() == "x\n" * 2  # it compiles and links
+
+
+def test_whoever_waits_for_another_build_says_so(folder, capsys):
+    fcntl = pytest.importorskip("fcntl")
+    (folder / "cache").mkdir(parents=True, exist_ok=True)
+    with (folder / "cache/lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        free = threading.Timer(0.3, fcntl.flock, (held, fcntl.LOCK_UN))
+        free.start()
+        assert built(folder).exists()
+        free.join()
+    assert "waiting for another process that builds" in capsys.readouterr().err
 
 
 def test_another_processor_builds_its_own(folder, monkeypatch):

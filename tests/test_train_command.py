@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from coalign.model.nli import LABELS, load_checkpoint
+from coalign.model.nli import LABELS, load_checkpoint, save_checkpoint
 from coalign.model.nli.examples import example_pairs
 from test_training import write_pairs
 from typer.testing import CliRunner
@@ -68,7 +68,7 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_same_bits(tmp_path, data):
     assert first.returncode == 130, told
     stopped = load_checkpoint(part / "last.json")
     assert f"stopped after step {stopped.step}; go on with --resume" in told
-    assert stopped.batch in (1, 2)  # within an epoch of three
+    assert stopped.batch < 3  # within an epoch of three, or between two of them
     epochs = stopped.epoch + 3
     second = process("train", data[0], "--out", part, "--validation", data[1], "--resume", f"--epochs={epochs}")
     said, told = second.communicate(timeout=300)
@@ -97,6 +97,11 @@ def test_training_then_evaluation(tmp_path, data):
     assert f"accuracy {best:.4f}" in shown
     assert "41+" not in shown
     assert "11-15" in shown
+    broken = load_checkpoint(tmp_path / "run/best.json")
+    broken.model["aggregate.linear.bias"][0] = torch.nan
+    save_checkpoint(broken, tmp_path / "broken.json")
+    assert "not finite" in run("evaluate", tmp_path / "broken.json", data[1]).stderr
+    assert "not finite" in run("explain", tmp_path / "broken.json", "a man", "a man").stderr
 
 
 @pytest.mark.parametrize("tokens", [50, 0], ids=["cut", "whole"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .kernels import BackendUnavailable
 from .model.nli import Columns, Corpus, DataError, Reading, Vocabulary, load_corpus, load_word_vectors
-from .model.nli.checkpoint import Checkpoint, load_checkpoint
+from .model.nli.checkpoint import NOT_FINITE, Checkpoint, load_checkpoint
 from .model.nli.evaluation import Evaluation
 from .model.nli.evaluation import evaluate as evaluated
 from .model.nli.pairs import LABELS
@@ -151,6 +152,8 @@ def evaluate(
             )
     except _ERRORS as error:
         fail(str(error))
+    if not math.isfinite(found.loss):
+        fail(NOT_FINITE)
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
     else:
