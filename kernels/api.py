@@ -290,8 +290,7 @@ def padded_features(
     # fmt: on
     """The arguments of a call without values, checked as `soft_align` checks them."""
     found = _padded(f_a, f_b, f_a, f_b, mask_a, mask_b, lengths_a, lengths_b, scale, bias)
-    if not torch.compiler.is_compiling():
-        ops.check_extents(*found[:2])
+    ops.check_extents(*found[:2])
     return found
 
 

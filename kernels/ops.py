@@ -213,8 +213,7 @@ class _Transformed(torch.autograd.Function):
 def _by_reference(a: Side, b: Side, bias: Tensor | None, rule: Rule, backend: str | None) -> Alignment:
     """What PyTorch itself can transform in any way."""
     dispatch.requested(backend)
-    if not torch.compiler.is_compiling():
-        check_extents(a, b)
+    check_extents(a, b)
     return reference.forward(a, b, bias, rule)
 
 
@@ -347,7 +346,10 @@ def _nothing_to_align(a: Side, b: Side) -> bool:
 
 
 def check_extents(a: Side, b: Side) -> None:
-    """Hold the values of lengths and offsets against the shapes, where looking costs no synchronisation."""
+    """Hold the values of lengths and offsets against the shapes, where there are any and looking costs no
+    synchronisation."""
+    if torch.compiler.is_compiling():
+        return
     for letter, side in (("a", a), ("b", b)):
         extent = side.extent
         if extent is None or side.kind == "mask" or extent.device.type != "cpu" or extent.numel() == 0:

@@ -51,18 +51,24 @@ def backward(
 ) -> OperandGrads:
     with autocast.off(a.f.device.type):
         if a.kind == "offsets":
-            rows = (a, b, a, b)
-            padded_saved = Alignment(*(_pad_rows(t, s) for t, s in zip(saved, rows, strict=True)))
-            # past a pair's end stand another's, NaN perhaps: there is nothing to sum, as in a padded call
-            lse_a, lse_b = (_ended(t, s) for t, s in ((padded_saved.lse_a, a), (padded_saved.lse_b, b)))
-            padded_saved = padded_saved._replace(lse_a=lse_a, lse_b=lse_b)
+            padded_a, padded_b = _pad(a), _pad(b)
+            keep_a, keep_b = padded_a.keep(), padded_b.keep()
+            assert keep_a is not None
+            assert keep_b is not None
+            padded_saved = Alignment(
+                beta=_pad_rows(saved.beta, a),
+                alpha=_pad_rows(saved.alpha, b),
+                # past a pair's end stand another's, NaN perhaps: there is nothing to sum, as in a padded call
+                lse_a=_pad_rows(saved.lse_a, a).masked_fill(~keep_a, -torch.inf),
+                lse_b=_pad_rows(saved.lse_b, b).masked_fill(~keep_b, -torch.inf),
+            )
             padded_grads = AlignmentGrads(
                 beta=_pad_rows(grads.beta, a),
                 alpha=_pad_rows(grads.alpha, b),
                 lse_a=None if grads.lse_a is None else _pad_rows(grads.lse_a, a),
                 lse_b=None if grads.lse_b is None else _pad_rows(grads.lse_b, b),
             )
-            padded = _backward(_pad(a), _pad(b), bias, rule, padded_saved, padded_grads, False)
+            padded = _backward(padded_a, padded_b, bias, rule, padded_saved, padded_grads, False)
             unpack_a, unpack_b = _unpacker(a), _unpacker(b)
             return OperandGrads(
                 unpack_a(padded.f_a), unpack_b(padded.f_b), unpack_a(padded.a), unpack_b(padded.b), None
@@ -201,12 +207,6 @@ def _pad_rows(packed: Tensor, side: Side) -> Tensor:
     if type(packed.shape[0]) is int and packed.shape[0] == 0:
         return packed.sum(0).expand(*index.shape, *packed.shape[1:])
     return packed[index.clamp(max=packed.shape[0] - 1)]
-
-
-def _ended(lse: Tensor, side: Side) -> Tensor:
-    """(pairs, length) of a packed side's LSEs, with -inf past each pair's end."""
-    assert side.extent is not None
-    return lse.masked_fill(torch.arange(side.length, device=lse.device) >= side.extent.diff().unsqueeze(-1), -torch.inf)
 
 
 def _unpacker(side: Side) -> Callable[[Tensor], Tensor]:

@@ -143,9 +143,9 @@ inline bool sum_of_few(
     if (!all_finite(x + static_cast<std::size_t>(r) * ldx, round_up(width, W))) return false;
   }
   const Arena::Mark mark = arena.mark();
-  const int ld = round_up(rows, W);
-  float* zeros = arena.take<float>(std::max(round_up(out, W), MOST * W));
-  std::fill_n(zeros, std::max(round_up(out, W), MOST * W), 0.0f);
+  const int ld = round_up(rows, W), most = std::max(round_up(out, W), MOST * W);
+  float* zeros = arena.take<float>(most);  // a row behind the last, and what sums begin with
+  std::fill_n(zeros, most, 0.0f);
   const float** lines = arena.take<const float*>(ld);
   for (int r = 0; r < ld; ++r) lines[r] = r < rows ? g + static_cast<std::size_t>(r) * ldg : zeros;
   float* turned = arena.take<float>(static_cast<std::size_t>(out) * ld);
