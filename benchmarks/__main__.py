@@ -9,15 +9,16 @@ from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
+from coalign.model.nli import load_corpus
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import layers, plots, predict, report, results, significance, warm_up, whole_model
+from . import layers, plots, predict, report, results, significance, trained, warm_up, whole_model
 from .cases import Case
 from .measure import compare, directions
 from .model_cases import CASES as MODEL_CASES
-from .model_cases import ModelCase
+from .model_cases import ModelCase, Subject, random_subject
 from .suites import SUITES
 from .targets import Direction
 
@@ -35,6 +36,9 @@ def main(
     threads: Annotated[int, typer.Option(help="PyTorch's threads", min=1)] = 2,
     hot: Annotated[bool, typer.Option(help="the same inputs all the time, so that caches are warm")] = False,
     model: Annotated[bool, typer.Option(help="the whole model instead of the operator")] = False,
+    trained_on: Annotated[
+        Path | None, typer.Option(help="the whole model trained on this file of pairs, with its sentences")
+    ] = None,
     of_layers: Annotated[bool, typer.Option("--layers", help="the drop-in layers instead of the operator")] = False,
     profile: Annotated[bool, typer.Option(help="of the whole model: where a training step's time goes")] = False,
     seconds: Annotated[float, typer.Option(help="begin no case after so many")] = float("inf"),
@@ -59,6 +63,7 @@ def main(
     suite = suite or ("gpu" if kind == "cuda" else "cpu")
     if suite not in SUITES:
         raise typer.BadParameter(f"{suite!r} is none of {', '.join(SUITES)}", param_hint="--suite")
+    model = model or trained_on is not None
     what = "layers" if of_layers else "model" if model else "operator"
     path = output or results.file_of("cpu" if of_layers else kind, what)
     until = time.monotonic() + seconds
@@ -75,7 +80,10 @@ def main(
     elif of_layers:
         _measure_layers(_holding(only, layers.CASES), path, rounds, threads, until)
     elif model:
-        _measure_model(_holding(only, MODEL_CASES[kind]), path, kind, rounds, threads, until, resume, processes)
+        of_model = MODEL_CASES[kind] if trained_on is None else trained.cases(MODEL_CASES[kind])
+        chosen = _holding(only, of_model)
+        subject = random_subject if trained_on is None else _trained(trained_on, chosen)
+        _measure_model(chosen, subject, path, kind, rounds, threads, until, resume, processes)
     else:
         cases = _holding(only, SUITES[suite]())
         if suite == "gpu" and kind == "cpu":
@@ -107,6 +115,13 @@ def _read(path: Path, what: str, asked: str) -> list[dict[str, Any]]:
         raise typer.BadParameter(str(error), param_hint=asked) from None
 
 
+def _trained(source: Path, cases: list[ModelCase]) -> trained.Trained:
+    try:
+        return trained.Trained(load_corpus(source), cases)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--trained-on") from None
+
+
 def _measure_layers(cases: list[layers.LayerCase], path: Path, rounds: int, threads: int, until: float) -> None:
     lines = _each(
         [(case, direction) for case in cases for direction in directions()],
@@ -123,6 +138,7 @@ def _measure_layers(cases: list[layers.LayerCase], path: Path, rounds: int, thre
 
 def _measure_model(
     cases: list[ModelCase],
+    subject: Callable[[ModelCase], Subject],
     path: Path,
     kind: str,
     rounds: int,
@@ -138,7 +154,7 @@ def _measure_model(
         warm_up.model(list(dict.fromkeys(case for case, _ in work)), processes)
 
     def measure(item: tuple[ModelCase, bool], step: Callable[[], None]) -> list[dict[str, Any]]:
-        return whole_model.run(item[0], rounds, threads, step, device=kind, graph=item[1])
+        return whole_model.run(item[0], rounds, threads, step, device=kind, graph=item[1], subject=subject)
 
     lines = _each(work, lambda item: item[0].name, measure, path, rounds, until)
     if lines:

@@ -1,7 +1,8 @@
 """What is measured of the whole model: d2l's own, restated here, and coalign's on the same sentences.
 
-Sentences have the lengths of SNLI's and words drawn by Zipf's law from a vocabulary of SNLI's size; sizes are d2l's.
-d2l's model knows no masks: it is given sentences padded to 50 tokens, as the book does it, or to the batch's longest.
+Sentences have the lengths of SNLI's and words drawn by Zipf's law from a vocabulary of SNLI's size; sizes are d2l's,
+weights random (`trained` has others). d2l's model knows no masks: it is given sentences padded to 50 tokens, as the
+book does it, or to the batch's longest.
 """
 
 from __future__ import annotations
@@ -112,7 +113,25 @@ class Batch:
         return Batch(self.packed.to(device), fifty, longest, self.labels.to(device))
 
 
+class Subject(NamedTuple):
+    """Weights, and batches of sentences to give them. about: what a result says of the weights."""
+
+    book: Book
+    batches: list[Batch]
+    about: str = "random"
+
+
+SETS = 4  # of sentences, that rotate
+
+
+def random_subject(case: ModelCase) -> Subject:
+    """Weights as PyTorch draws them, and sentences of random words."""
+    torch.manual_seed(0)
+    return Subject(Book().eval(), [make_batch(case.pairs, seed) for seed in range(SETS)])
+
+
 def make_batch(pairs: int, seed: int) -> Batch:
+    """Sentences of random words."""
     generator = torch.Generator().manual_seed(seed)
 
     def words(count: int) -> list[int]:
@@ -121,9 +140,14 @@ def make_batch(pairs: int, seed: int) -> Batch:
 
     lengths = snli_lengths(pairs, LONGEST, LONGEST, seed)
     packed = PairBatch.from_lists(*([words(int(n)) for n in side] for side in lengths))
+    return in_every_form(packed, torch.randint(3, (pairs,), generator=generator))
+
+
+def in_every_form(packed: PairBatch, labels: Tensor) -> Batch:
+    """A batch of pairs of at most LONGEST tokens each."""
     longest = packed.padded(PAD)
     a, b = (nn.functional.pad(ids, (0, LONGEST - ids.shape[1]), value=PAD) for ids in longest)
-    return Batch(packed, (a, b), longest, torch.randint(3, (pairs,), generator=generator))
+    return Batch(packed, (a, b), longest, labels)
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,12 @@ from .model_cases import (
     Book,
     Contender,
     ModelCase,
+    Subject,
     contenders,
-    make_batch,
     ours,
+    random_subject,
 )
 from .report import as_markdown, as_table, distinctions, runs, time
-
-SETS = 4
 
 
 def run(
@@ -43,17 +42,20 @@ def run(
     compiled: bool = True,
     device: str = "cpu",
     graph: bool = False,
+    subject: Callable[[ModelCase], Subject] = random_subject,
 ) -> list[dict[str, Any]]:
-    """Time the contenders of a case: records for `results`, in seconds a call. graph: replay CUDA graphs."""
+    """Time the contenders of a case: records for `results`, in seconds a call.
+
+    graph: replay CUDA graphs. subject: gives the weights and the sentences.
+    """
     torch.set_num_threads(threads)
     torch.compiler.reset()
-    torch.manual_seed(0)
     if device == "cpu":
         measure.settle_allocator()
     else:
         torch.set_float32_matmul_precision("high")
-    book = Book().eval().to(device)
-    batches = [make_batch(case.pairs, seed).to(device) for seed in range(SETS)]
+    book, batches, weights = subject(case)
+    book, batches = book.to(device), [batch.to(device) for batch in batches]
     found = contenders(case, book, compiled)
     make = _training if case.trains else _inference
     calls, absent = {}, {}
@@ -73,11 +75,12 @@ def run(
         except NotCaptured as error:
             absent[name] = str(error)
     timings = {timing.contender: timing for timing in measure.take_turns(calls, rounds, step, device, graph)}
-    tokens = sum(len(b.packed.ids_a) + len(b.packed.ids_b) for b in batches) / SETS / case.pairs
+    tokens = sum(len(b.packed.ids_a) + len(b.packed.ids_b) for b in batches) / len(batches) / case.pairs
     return [
         {
             "case": case.name,
             "size": f"{case.pairs} pairs of {tokens:.1f} tokens",
+            "weights": weights,
             "contender": name,
             "peer": contender.peer,
             "kind": device,
@@ -151,10 +154,6 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     return as_markdown(HEADINGS[:-1], (row[:-1] for row in _rows(lines)))
 
 
-HEADLINE = (
-    "{} times as fast as d2l's own model in training ({} under autocast to bfloat16), {} times in inference, "
-    "and {} times with the model frozen ({} in bfloat16)"
-)
 IN_HEADLINE = (
     ("training step", "packed"),
     ("training step", "packed, autocast"),
@@ -164,14 +163,22 @@ IN_HEADLINE = (
 )
 
 
-def headline(lines: list[dict[str, Any]]) -> str:
-    """What the README says first, of the latest results on a processor, with the most threads that all of it has."""
+def headline(lines: list[dict[str, Any]]) -> list[str]:
+    """What the README says first, of the latest results on a processor: a table's row for each kind of weights.
+
+    With the most threads that all of it has.
+    """
     found = runs(lines, "threads", "case")
-    threads = max(n for n, _ in found if all((n, case) in found for case, _ in IN_HEADLINE))
-    latest = {case: of[-1] for (n, case), of in found.items() if n == threads}
-    return HEADLINE.format(
-        *(f"{latest[case][BASELINE]['p50'] / latest[case][name]['p50']:.1f}" for case, name in IN_HEADLINE)
-    )
+    rows = []
+    for weights in ("", ", trained"):
+        cases = [(f"{case}{weights}", name) for case, name in IN_HEADLINE]
+        counts = [n for n, _ in found if all((n, case) in found for case, _ in cases)]
+        if not counts:
+            continue
+        latest = {case: of[-1] for (n, case), of in found.items() if n == max(counts)}
+        ratios = (latest[case][BASELINE]["p50"] / latest[case][name]["p50"] for case, name in cases)
+        rows.append(f"| {lines[-1]['device']}{weights} | {' | '.join(f'{ratio:.1f}' for ratio in ratios)} |")
+    return rows
 
 
 def _rows(lines: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
@@ -200,16 +207,15 @@ def _rows(lines: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
 def profile(threads: int, autocast: bool = False, steps: int = 8, operators: int | None = 20) -> str:
     """Where a training step's time goes, as text: a line for each of the longest operators (None: for all)."""
     torch.set_num_threads(threads)
-    torch.manual_seed(0)
     case = next(case for case in CASES["cpu"] if case.trains)
-    batches = [make_batch(case.pairs, seed) for seed in range(SETS)]
-    contender = contenders(case, Book().eval(), compiled=False)["packed, autocast" if autocast else "packed"]
+    book, batches, _ = random_subject(case)
+    contender = contenders(case, book, compiled=False)["packed, autocast" if autocast else "packed"]
     calls = _training(copy.copy(contender), batches)
     for call in calls:
         call()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
         for k in range(steps):
-            calls[k % SETS]()
+            calls[k % len(calls)]()
     events = found.key_averages()
     total = sum(event.self_cpu_time_total for event in events)
     lines = [f"{'operator':42} {'ms a step':>9} {'share':>6} {'calls':>6}"]

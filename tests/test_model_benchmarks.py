@@ -1,14 +1,19 @@
 """The benchmarks of the whole model: the same pairs for everyone, wrong contenders refused, tables from records."""
 
 import io
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+import typer
+from coalign.model.nli import PRESETS, load_corpus
 from rich.console import Console
+from typer.testing import CliRunner
 
-from benchmarks import measure, model_cases, report, results, whole_model
+from benchmarks import measure, model_cases, report, results, trained, whole_model
+from benchmarks.__main__ import main as benchmark
 
 
 @pytest.fixture
@@ -82,6 +87,46 @@ def test_the_profile_names_the_kernels(small):
     assert re.search(r"coalign_native::(plain_)?forward", text)
 
 
+@pytest.fixture(scope="module")
+def pairs_file(tmp_path_factory):
+    words = ["a", "dog", "runs", "two", "cats", "sleep", "outside"]
+    lines = [
+        {"gold_label": label, "sentence1": " ".join(words[k % 5 :]), "sentence2": " ".join(words[: 1 + k % 7])}
+        for k, label in enumerate(["entailment", "contradiction", "neutral"] * 10)
+    ]
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_trained_weights_and_their_sentences(pairs_file):
+    corpus, (case,) = load_corpus(pairs_file), trained.cases([model_cases.ModelCase("inference", 7)])
+    subject = trained.Trained(corpus, [case], epochs=2)
+    book, batches, about = subject(case)
+    assert about == "2 epochs of 30 pairs, 9 words"
+    torch.manual_seed(0)
+    untrained = PRESETS["d2l"].model(9).state_dict()
+    assert book.state_dict().keys() == untrained.keys()
+    assert not any(torch.equal(untrained[name], found) for name, found in book.state_dict().items())
+    assert [len(batch.packed) for batch in batches] == [len(batch.labels) for batch in batches] == [7] * 4
+    line = whole_model.run(case, 1, torch.get_num_threads(), compiled=False, subject=subject)[0]
+    assert (line["case"], line["weights"]) == ("inference, trained", about)
+
+
+def test_a_file_to_train_on_that_does_not_serve_is_refused(pairs_file, tmp_path):
+    command = typer.Typer()
+    command.command()(benchmark)
+
+    def said(*arguments):
+        found = CliRunner().invoke(command, ["--output", str(tmp_path / "found"), *map(str, arguments)])
+        assert found.exit_code == 2
+        return " ".join(re.sub("[│╭╮╰╯─]", " ", found.output).split())
+
+    assert "30 pairs are too few: 1,024 are measured" in said("--trained-on", pairs_file)
+    assert "No such file" in said("--trained-on", tmp_path / "nowhere.jsonl")
+    assert not (tmp_path / "found").exists()
+
+
 def made(case, contender, seconds, **changes):
     peer = contender == model_cases.BASELINE
     about = {"case": case, "contender": contender, "peer": peer, "p50": seconds, "size": "256 pairs of 23.6 tokens"}
@@ -97,22 +142,28 @@ def test_results_with_other_threads_have_rows_of_their_own():
     assert results.model_keys(two) != results.model_keys(one)
 
 
+def of_headline(seconds, weights="", **changes):
+    """Results for it, of a baseline that takes so long where all others take a second."""
+    names = {}
+    for case, name in whole_model.IN_HEADLINE:
+        names.setdefault(case, [model_cases.BASELINE]).append(name)
+    return [
+        made(f"{case}{weights}", name, seconds if name == model_cases.BASELINE else 1.0, **changes)
+        for case in names
+        for name in names[case]
+    ]
+
+
 def test_the_headline_is_of_one_number_of_threads():
-    names = {
-        case: [model_cases.BASELINE] + [n for c, n in whole_model.IN_HEADLINE if c == case]
-        for case, _ in whole_model.IN_HEADLINE
-    }
+    some = [found for found in of_headline(9.0, threads=4) if found["case"] == "inference"]
+    rows = whole_model.headline([*of_headline(6.0), *of_headline(7.0, threads=1), *some])
+    assert rows == ["| a processor | 6.0 | 6.0 | 6.0 | 6.0 | 6.0 |"]
 
-    def lines(seconds, **changes):
-        return [
-            made(case, name, seconds if name == model_cases.BASELINE else 1.0, **changes)
-            for case in names
-            for name in names[case]
-        ]
 
-    some = [found for found in lines(9.0, threads=4) if found["case"] == "inference"]
-    text = whole_model.headline([*lines(6.0), *lines(7.0, threads=1), *some])
-    assert re.findall(r"\d+\.\d", text) == ["6.0"] * len(whole_model.IN_HEADLINE)
+def test_trained_weights_have_a_headline_of_their_own():
+    rows = whole_model.headline([*of_headline(6.0), *of_headline(8.0, ", trained")])
+    assert rows == [f"| a processor |{' 6.0 |' * 5}", f"| a processor, trained |{' 8.0 |' * 5}"]
+    assert len(whole_model.headline([*of_headline(6.0), *of_headline(8.0, ", trained")[:3]])) == 1
 
 
 @pytest.mark.parametrize("path", sorted(results.FOLDER.glob("*/model.jsonl")), ids=lambda path: path.parent.name)
@@ -123,4 +174,5 @@ def test_readme_shows_the_stored_results(path):
     shown = f"{report.heading(lines)}:\n\n{whole_model.markdown(lines)}"
     assert shown in readme or shown in page
     if lines[0]["kind"] == "cpu":
-        assert whole_model.headline(lines) in " ".join(readme.split())
+        assert whole_model.headline(lines)
+        assert set(whole_model.headline(lines)) <= set(readme.splitlines())
