@@ -46,9 +46,21 @@ inline Terms terms_of(const float* x, int ld, int rows, int width, Arena& arena)
   return {numbers, places, ends, room, chains, total};
 }
 
-// Whether they are so many sixteenths of all numbers or fewer.
-inline bool few(const Terms& terms, int rows, int width, int64_t sixteenths) {
-  return 16 * terms.total <= sixteenths * rows * width;
+// Whether `total` is at most so many sixteenths of all numbers.
+inline bool few(int64_t total, int rows, int width, int64_t sixteenths) {
+  return 16 * total <= sixteenths * rows * width;
+}
+
+// How many of the same rows' numbers are not 0.
+inline int64_t count_nonzero(const float* x, int ld, int rows, int width) {
+  constexpr int W = lanes<float>;
+  auto counts = Vec<float>{} != 0.0f;
+  for (int r = 0; r < rows; ++r) {
+    for (int k = 0; k < width; k += W) counts -= load(x + static_cast<std::size_t>(r) * ld + k) != 0.0f;
+  }
+  int64_t total = 0;
+  for (int l = 0; l < W; ++l) total += counts[l];
+  return total;
 }
 
 namespace detail {
@@ -107,7 +119,7 @@ void rectified_tiles(const E* x, int ld, int rows, const Layer<E>& layer, A& ahe
     const Arena::Mark mark = arena.mark();
     if (layer.panels != nullptr && layer.finite()) {
       const Terms terms = terms_of(x, ld, rows, layer.in, arena);
-      if (few(terms, rows, layer.in, 9)) {
+      if (few(terms.total, rows, layer.in, 9)) {
         for_each_panel<E, kPanelsTogether>(layer.padded_out(), [&](int d, int vectors, int together) {
           detail::with_constant<kBlockColumns>(vectors, [&](auto nv) {
             detail::with_constant<kPanelsTogether>(together, [&](auto g) {
@@ -139,6 +151,7 @@ inline bool sum_of_few(
     const float* g, int ldg, int out, const float* x, int ldx, int rows, int width, bool add, float* sums, Ahead& ahead,
     Arena& arena) {
   constexpr int W = lanes<float>, MOST = 5;  // vectors whose rows stay in the first-level cache
+  if (!few(count_nonzero(g, ldg, rows, out), rows, out, 7)) return false;  // shorter lists, and sums to be read
   for (int r = 0; r < rows; ++r) {
     if (!all_finite(x + static_cast<std::size_t>(r) * ldx, round_up(width, W))) return false;
   }
@@ -151,30 +164,27 @@ inline bool sum_of_few(
   float* turned = arena.take<float>(static_cast<std::size_t>(out) * ld);
   transpose(lines, ld, out, turned, ld);
   const Terms terms = terms_of(turned, ld, out, rows, arena);
-  const bool pays = few(terms, out, rows, 7);  // shorter lists, and sums to be read
-  if (pays) {
-    for_each_panel<float, 1, MOST>(round_up(width, W), [&](int d, int vectors, int) {
-      detail::with_constant<MOST>(vectors, [&](auto nv) {
-        for (int o = 0; o < out; o += 2) {
-          detail::with_constant<2>(out - o, [&](auto mr) {
-            alignas(64) float found[mr * nv * W];
-            detail::tile_of_terms<mr, nv, 1>(terms, o, x + d, ldx, 0, zeros, found);
-            unroll<mr>([&](auto r) ALWAYS_INLINE {
-              unroll<nv>([&](auto v) ALWAYS_INLINE {
-                float* to = sums + static_cast<std::size_t>(o + r) * width + d + v * W;
-                const int n = std::min(W, width - d - v * W);
-                const Vec<float> sum = load(found + (r * nv + v) * W);
-                store_part(to, add ? sum + load_part(to, n) : sum, n);
-              });
+  for_each_panel<float, 1, MOST>(round_up(width, W), [&](int d, int vectors, int) {
+    detail::with_constant<MOST>(vectors, [&](auto nv) {
+      for (int o = 0; o < out; o += 2) {
+        detail::with_constant<2>(out - o, [&](auto mr) {
+          alignas(64) float found[mr * nv * W];
+          detail::tile_of_terms<mr, nv, 1>(terms, o, x + d, ldx, 0, zeros, found);
+          unroll<mr>([&](auto r) ALWAYS_INLINE {
+            unroll<nv>([&](auto v) ALWAYS_INLINE {
+              float* to = sums + static_cast<std::size_t>(o + r) * width + d + v * W;
+              const int n = std::min(W, width - d - v * W);
+              const Vec<float> sum = load(found + (r * nv + v) * W);
+              store_part(to, add ? sum + load_part(to, n) : sum, n);
             });
           });
-          ahead.step();
-        }
-      });
+        });
+        ahead.step();
+      }
     });
-  }
+  });
   arena.release(mark);
-  return pays;
+  return true;
 }
 
 // `linear` of such rows.
