@@ -145,12 +145,32 @@ def check(case: Case, name: str, align: contenders.Align, inputs: Inputs) -> Non
         if inputs.masks is not None:
             truth = truth[inputs.masks[at]]
             found = found if found.ndim == 2 else found[inputs.masks[at][:, : found.shape[1]]]
-        error, budget = (
-            float((found.double() - truth).norm() / truth.norm()),
-            TF32_BUDGET if case.tf32 else BUDGET[case.dtype],
-        )
-        if not error <= budget:
-            raise Wrong(f"{case.name}: {name}'s {output} is off by {error:.1e}, more than {budget:.0e}")
+        _hold(f"{case.name}: {name}'s {output}", found, truth, TF32_BUDGET if case.tf32 else BUDGET[case.dtype])
+
+
+def check_gradients(case: Case, align: contenders.Align, inputs: Inputs) -> None:
+    """Hold coalign's gradients of padded inputs against eager PyTorch's in float64, where tokens' outputs matter."""
+    leaves = [t.detach().requires_grad_() for t in inputs.padded]
+    exact = [t.detach().double().requires_grad_() for t in inputs.padded]
+    masks = inputs.masks or (None, None)
+    generator = torch.Generator().manual_seed(0)
+    arriving = [
+        torch.randn(rows.shape[:-1] + value.shape[-1:], generator=generator).to(value)
+        for rows, value in ((leaves[0], leaves[3]), (leaves[1], leaves[2]))
+    ]
+    if inputs.masks is not None:
+        arriving = [t * mask[..., None] for t, mask in zip(arriving, inputs.masks, strict=True)]
+    found = torch.autograd.grad(list(align(*leaves)), leaves, arriving)
+    truths = torch.autograd.grad(list(contenders.eager(*exact, *masks)), exact, [t.double() for t in arriving])
+    budget = 2 * (TF32_BUDGET if case.tf32 else BUDGET[case.dtype])  # P and Q, and what arrives at them, are rounded
+    for name, gradient, truth in zip(("f_a", "f_b", "a", "b"), found, truths, strict=True):
+        _hold(f"{case.name}: coalign's gradient of {name}", gradient, truth, budget)
+
+
+def _hold(what: str, found: Tensor, truth: Tensor, budget: float) -> None:
+    error = float((found.double() - truth).norm() / truth.norm())
+    if not error <= budget:
+        raise Wrong(f"{what} is off by {error:.1e}, more than {budget:.0e}")
 
 
 def settle_allocator() -> None:

@@ -31,7 +31,7 @@ from coalign import FrozenDecomposableAttention, PairBatch
 from . import contenders, warm_up
 from .cases import Case, inputs_of
 from .clock import Call, graphed, in_turn, seconds
-from .measure import Wrong, calls_of, check
+from .measure import Wrong, calls_of, check, check_gradients
 from .model_cases import Book, make_batch, ours
 
 FOLDER = Path(__file__).parents[1] / "kernels" / "triton" / "tuned"
@@ -40,16 +40,21 @@ Value = list[int]
 
 
 def search(
-    candidates: dict[str, list[Value]], time_of: Callable[[str, Value | None], float | None], until: float
+    candidates: dict[str, list[Value]],
+    prepare: Callable[[str, list[Value]], None],
+    time_of: Callable[[str, Value | None], float | None],
+    until: float,
 ) -> Iterator[tuple[str, Value, float, float]]:
     """For each key the fastest value, where it beats the default: key, value, seconds, the default's seconds.
 
-    time_of(key, None) is the default's time; None of a value says that it can't be used. No key is begun after
-    `until`, by time.monotonic, and none is left half searched.
+    prepare is called with each key and its values before any of them is timed. time_of(key, None) is the default's
+    time; None of a value says that it can't be used. No key is begun after `until`, by time.monotonic, and none is left
+    half searched.
     """
     for key, values in candidates.items():
         if time.monotonic() > until:
             return
+        prepare(key, values)
         default = time_of(key, None)
         if default is None:
             continue
@@ -116,12 +121,6 @@ def time_on_gpu(key: str, value: Value | None) -> float | None:
 _UNUSABLE = (RuntimeError, TritonError)  # Wrong and no memory; and the compiler's, where a choice needs too much
 
 
-def compile_all(work: dict[str, list[Value]], processes: int) -> None:
-    """Compile what will be timed, several at once, into Triton's cache: that is what takes the time."""
-    items = [(key, value) for key, values in work.items() for value in values]
-    warm_up.each(_compile, items, processes)
-
-
 def _compile(key: str, value: Value) -> None:
     with contextlib.suppress(*_UNUSABLE), _tried(key, value):
         for call in _calls(key)[:1]:
@@ -151,6 +150,8 @@ def _operator_calls(key: str) -> list[Call]:
     inputs = inputs_of(case, 2, "cuda")
     align = contenders.contenders(case, inputs[0], "triton")["coalign"]
     check(case, "coalign", align, inputs[0])
+    if " backward " in key:
+        check_gradients(case, align, inputs[0])
     direction = "forward + backward" if " backward " in key else "forward"
     return calls_of(align, "coalign", inputs, direction)  # type: ignore[arg-type]
 
@@ -193,13 +194,17 @@ def main(
         about["choices"] = json.loads(path.read_text())["choices"]
     until = time.monotonic() + limit  # compiling counts too
     work = {key: values for key, values in candidates().items() if only in key}
-    compile_all(work, processes or os.cpu_count() or 1)
-    for key, value, taken, default in search(work, time_on_gpu, until):
-        console.print(f"{key}: {value}, {default / taken:.2f} times as fast")
-        about["choices"][key] = value
-        about["date"] = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
-        FOLDER.mkdir(exist_ok=True)
-        path.write_text(json.dumps(about, indent=1) + "\n")  # at once: what is found is not lost when something stops
+    with warm_up.Processes(processes or os.cpu_count() or 1) as pool:
+
+        def compile_all(key: str, values: list[Value]) -> None:  # into Triton's cache: that is what takes the time
+            pool.each(_compile, [(key, value) for value in values])
+
+        for key, value, taken, default in search(work, compile_all, time_on_gpu, until):
+            console.print(f"{key}: {value}, {default / taken:.2f} times as fast")
+            about["choices"][key] = value
+            about["date"] = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+            FOLDER.mkdir(exist_ok=True)
+            path.write_text(json.dumps(about, indent=1) + "\n")  # at once: not lost when something stops
     choices.tuned.cache_clear()
     prepared.forget()
     console.print(f"{len(about['choices'])} choices in {path}")
