@@ -29,23 +29,17 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder can't be written to, or path is a folder itself.
     """
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if path.exists() and not path.is_file():
+    if _is_written_as_it_is(path):
         yield path
         return
     path = path.resolve()
-    if not path.parent.is_dir():  # said of the path itself, not of the unfinished file
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     for old in path.parent.glob(f".{path.name}.*.unfinished"):
         try:
             if time.time() - old.stat().st_mtime > _ABANDONED:
                 old.unlink()
         except FileNotFoundError:  # another process was faster
             continue
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent)
-    os.close(handle)
-    unfinished = Path(name)
+    unfinished = _unfinished(path)
     try:
         yield unfinished
         unfinished.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
@@ -55,6 +49,14 @@ def replacing(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
         raise
     _flush(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Raise the OSError that `replacing` would raise of path, before there is anything to write. Nothing is left."""
+    if not _is_written_as_it_is(path):
+        _unfinished(path.resolve()).unlink()
+    elif not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -93,6 +95,23 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _is_written_as_it_is(path: Path) -> bool:
+    """Whether path is a device or a pipe. Raises IsADirectoryError where it is a folder."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return path.exists() and not path.is_file()
+
+
+def _unfinished(path: Path) -> Path:
+    """A new file beside path. Raises OSError naming path itself."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    os.close(handle)
+    return Path(name)
 
 
 def _flush(path: Path) -> None:

@@ -101,6 +101,7 @@ def test_demo_on_a_file(run, tmp_path):
         (("align", "a", "b", "--scale", "inf"), "scale must be finite"),
         (("align", "a", "b", "--plot", "x.nonesuch"), "nonesuch"),
         (("align", "a", "b", "--plot", "nonesuch"), "nonesuch has no ending that names a format"),
+        (("align", "", "b", "--plot", "nonesuch/x.png"), "nonesuch/x.png"),
         (("kernels", "--arch", "sm_1"), "sm_1 is none of sm_80"),
     ],
 )

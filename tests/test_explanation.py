@@ -195,6 +195,29 @@ def test_a_plot(run, tmp_path):
     assert "nonesuch" in shown.stderr
 
 
+@pytest.mark.parametrize("name", ["nowhere/x.html", "nowhere/x.png", ".", "x" * 250 + ".svg"])
+def test_where_nothing_can_be_written_is_said_before_anything_is_read(tmp_path, name):
+    """Here there is no model either."""
+    shown = CliRunner().invoke(app, ["explain", str(tmp_path / "nonesuch"), "a", "b", "--out", str(tmp_path / name)])
+    assert shown.exit_code == 1
+    assert str(tmp_path / name) in shown.stderr
+    assert "nonesuch" not in shown.stderr
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_picture_that_can_not_be_drawn_leaves_the_previous_one(run, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    def fail(figure, path, **options):
+        path.write_bytes(b"half of it")
+        raise OSError("no space left")
+
+    (tmp_path / "x.png").write_text("before")
+    monkeypatch.setattr(Figure, "savefig", fail)
+    assert run(*TEXTS[0], "--out", tmp_path / "x.png").exit_code == 1
+    assert (tmp_path / "x.png").read_text() == "before"
+
+
 def test_words_are_never_markup(tmp_path):
     """Neither rich's nor matplotlib's mathematics."""
     from rich.console import Console

@@ -173,6 +173,18 @@ def test_answers_take_the_place_of_nothing_that_is_read(run, model, tmp_path):
     assert "nowhere/out.jsonl'" in "".join(missing.split())
 
 
+@pytest.mark.parametrize(
+    "name", ["nowhere/x.jsonl", ".", "x" * 250, "x" * 300], ids=["folder", "is one", "long", "longer"]
+)
+def test_where_answers_can_not_be_written_is_said_before_anything_is_read(run, tmp_path, name):
+    """Here there is no model either."""
+    shown = run(tmp_path / "nonesuch", "-", "--out", tmp_path / name)
+    assert shown.exit_code == 1
+    assert str(tmp_path / name) in shown.stderr
+    assert "nonesuch" not in shown.stderr
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_what_is_no_checkpoint(run, tmp_path):
     assert "best.json" in run(tmp_path, "a", "b").stderr
 

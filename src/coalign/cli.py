@@ -18,6 +18,7 @@ from .demo import BUDGET, Outcome
 from .explain_command import explain
 from .kernels import BackendUnavailable
 from .lexical import align_words
+from .model.atomic import check_writable
 from .model.nli import DataError, Pair, Vocabulary, read_snli
 from .model.nli.examples import example_pairs
 from .predict import predict
@@ -184,6 +185,8 @@ def align(
     if lower:
         premise, hypothesis = premise.lower(), hypothesis.lower()
     try:
+        if plot is not None:
+            check_writable(plot)
         alignment = align_words(premise.split(), hypothesis.split(), scale, backend)
         print_alignment(alignment, console)
         if plot is not None:

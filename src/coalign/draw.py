@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from .model.atomic import replacing
+
 
 class Alignment(Protocol):
     """m premise words, n hypothesis words, and both ways' weights, (m, n): rows of p and columns of q sum to 1."""
@@ -126,4 +128,5 @@ def save(figure: Any, path: Path) -> None:
     """
     if not path.suffix:
         raise ValueError(f"{path} has no ending that names a format; try {path.name}.png")
-    figure.savefig(path, dpi=min(150.0, 8000 / max(figure.get_size_inches())))
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format=path.suffix[1:], dpi=min(150.0, 8000 / max(figure.get_size_inches())))

@@ -10,7 +10,7 @@ import typer
 from .draw_explanation import plot_explanation, print_explanation
 from .draw_html import page
 from .kernels import BackendUnavailable
-from .model.atomic import replacing
+from .model.atomic import check_writable, replacing
 from .model.nli import explain_pair, load_checkpoint
 from .predict import CheckpointArgument
 from .terminal import BackendOption, console, fail
@@ -27,6 +27,8 @@ def explain(
 ) -> None:
     """Show how a trained model aligns two sentences, and what each word contributes to its answer."""
     try:
+        if out is not None:
+            check_writable(out)
         found = explain_pair(load_checkpoint(model), premise, hypothesis, backend=backend)
         if out is None:
             print_explanation(found, console)

@@ -14,7 +14,7 @@ import typer
 from rich.progress import Progress, TaskID
 
 from .kernels import BackendUnavailable
-from .model.atomic import replacing
+from .model.atomic import check_writable, replacing
 from .model.nli import Columns, JsonPairs, Predictor, Reached, predict_lines, record
 from .model.nli.prediction_shards import predict_shard
 from .model.nli.ranks import joined
@@ -61,7 +61,10 @@ def predict(
     if len(given) == 2 and os.path.isfile(given[0]):  # Path.is_file fails where a sentence is too long for a name
         fail(f"{given[0]} is a file: give it alone, and --out for its answers")
     if out is not None:
-        _check_out(out, model, given[0])
+        try:
+            _check_out(out, model, given[0])
+        except OSError as error:
+            fail(str(error))
     if given == ["-"] and sys.stdin is None:
         fail("standard input is closed; give a file, or a premise and a hypothesis")
     if out is None and sys.stdout is None:
@@ -97,9 +100,10 @@ def predict(
 
 
 def _check_out(out: Path, model: Path, source: str) -> None:
-    """That answers take the place of nothing that is read."""
+    """That answers can be written, and take the place of nothing that is read."""
     if out.is_dir():
         fail(f"--out {out} is a folder")
+    check_writable(out)
     if not out.exists():
         return
     if os.path.exists(source) and out.samefile(source):
