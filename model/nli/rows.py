@@ -188,7 +188,21 @@ def _tab_rows(lines: _Lines, columns: Columns) -> Iterator[Row]:
 
 
 def _comma_rows(lines: _Lines, columns: Columns) -> Iterator[Row]:
-    return _table_rows(lines, csv.reader(lines, strict=True), columns)
+    return _table_rows(lines, _comma_table(lines), columns)
+
+
+def _comma_table(lines: _Lines) -> Iterator[list[str]]:
+    """The cells of each row. What is wrong within quotes that go over several lines is told of the row's first line."""
+    begun = 1
+    try:
+        for cells in csv.reader(lines, strict=True):
+            yield cells
+            begun = lines.number + 1
+    except csv.Error as reason:
+        if begun >= lines.number:
+            raise
+        reached, lines.number = lines.number, begun
+        raise csv.Error(f"a quote in the row that begins here is open up to line {reached}: {reason}") from None
 
 
 def _table_rows(lines: _Lines, table: Iterator[list[str]], columns: Columns) -> Iterator[Row]:
