@@ -112,16 +112,29 @@ def test_the_terminal(run, monkeypatch):
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_no_word_is_left_out_in_a_narrow_terminal(width):
+@pytest.mark.parametrize(
+    ("premise", "hypothesis"),
+    [
+        ("a very long premise " * 10, "x " * 23 + "immeasurablyverylonghypotheticalword y " * 3),
+        (
+            "两只 狗 在草地上奔跑着追逐一个红色的球玩耍 강아지",
+            "動物 高兴地在户外奔跑 走れ " * 3,
+        ),  # two places a character
+        ("cafe\u0301 \u0928\u092e\u0938\u094d\u0924\u0947", ("x" + "\u030b" * 20 + " ") * 30),  # marks take none
+    ],
+    ids=["latin", "wide", "marks"],
+)
+def test_no_word_is_left_out_in_a_narrow_terminal(width, premise, hypothesis):
     """Each number of both tables is printed, however many parts they need."""
+    from rich.cells import cell_len
     from rich.console import Console
 
-    premise, hypothesis = "a very long premise " * 10, "x " * 23 + "immeasurablyverylonghypotheticalword y " * 3
     found = explain_pair(made(), premise, hypothesis)
     console = Console(width=width, record=True)
     print_alignment(found, console)
     lines = console.export_text().splitlines()
-    assert max(map(len, lines)) <= width
+    assert max(map(cell_len, lines)) <= width
+    assert "…" not in re.sub(r"\w{6,}…", "", "".join(lines))  # a word is shortened, but not to nothing
     cells = sum(len(re.findall(r"(?<!\S)(?:\d+|·)(?!\S)", line)) for line in lines if "sum to" not in line)
     assert cells == 2 * len(found.premise) * len(found.hypothesis)
 

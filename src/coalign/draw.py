@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -27,7 +28,8 @@ class Alignment(Protocol):
     def q(self) -> Tensor: ...
 
 
-_CELL, _LONGEST = 5, 14  # characters: a percentage with the space around it, and of a word what is shown
+# places in a line, of which wide characters take two: a percentage with space around it, and what is shown of a word
+_CELL, _LONGEST = 5, 14
 _TITLES = (
     "each premise word (row) over the hypothesis: rows sum to 100",
     "each hypothesis word (column) over the premise: columns sum to 100",
@@ -37,7 +39,7 @@ _TITLES = (
 def print_alignment(alignment: Alignment, console: Console) -> None:
     """Both directions as tables of percentages, the darker the more; in several parts where the console is narrow."""
     premise, hypothesis = ([_shortened(w) for w in words] for words in (alignment.premise, alignment.hypothesis))
-    parts = [*_parts(hypothesis, console.width - max(map(len, premise)) - 1)]
+    parts = [*_parts(hypothesis, console.width - max(map(cell_len, premise)) - 1)]
     for title, weights in zip(_TITLES, (alignment.p, alignment.q), strict=True):
         console.print(f"\n[bold]{title}[/]", highlight=False)
         for part in parts:
@@ -45,14 +47,14 @@ def print_alignment(alignment: Alignment, console: Console) -> None:
 
 
 def _shortened(word: str) -> str:
-    return word if len(word) <= _LONGEST else word[: _LONGEST - 1] + "…"
+    return word if cell_len(word) <= _LONGEST else set_cell_size(word, _LONGEST - 1).rstrip() + "…"
 
 
 def _parts(words: list[str], width: int) -> Iterator[slice]:
     """Runs of words whose columns fit side by side."""
     start, taken = 0, 0
     for place, word in enumerate(words):
-        column = max(_CELL, len(word) + 2)
+        column = max(_CELL, cell_len(word) + 2)
         if taken + column > width and place > start:
             yield slice(start, place)
             start, taken = place, 0
