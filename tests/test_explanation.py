@@ -111,6 +111,23 @@ def test_the_terminal(run, monkeypatch):
     assert "not in the vocabulary: " in shown.stdout
 
 
+@pytest.mark.parametrize("null_token", [False, True])
+def test_a_sentence_that_is_cut_is_said_to_be(tmp_path, null_token):
+    """In the terminal, on the page, and beside a picture; where nothing is cut, nothing is said."""
+    save_checkpoint(made(replace(SMALL, max_tokens=3, null_token=null_token)), tmp_path / "best.json")
+
+    def said(*words):
+        shown = CliRunner().invoke(app, ["explain", str(tmp_path), *words]).stdout
+        return re.findall(r"words cut from the (\w+)'s end, .*: (\d+)", shown)
+
+    assert said("a dog sleeps", "a dog") == []
+    assert said("a dog sleeps in a house", "a dog") == [("premise", "3")]
+    for name in ("x.html", "x.png"):
+        found = said("a dog sleeps", "a dog sleeps here", "--out", str(tmp_path / name))
+        assert found == [("hypothesis", "1")]
+    assert "words cut from the hypothesis&#x27;s end" in (tmp_path / "x.html").read_text()
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize(
     ("premise", "hypothesis"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ class Explanation:
 
     Attributes:
         premise, hypothesis: the words as the model reads them. unknown: those of them that its vocabulary lacks.
+        cut_a, cut_b: how many words of the premise's and the hypothesis' end it does not read, as its settings say.
         p: (m, n), each premise word's weights over the hypothesis: rows sum to 1.
         q: (m, n), each hypothesis word's weights over the premise: columns sum to 1.
         label: the predicted class. probabilities: each class's, by name.
@@ -32,6 +33,8 @@ class Explanation:
     premise: list[str]
     hypothesis: list[str]
     unknown: list[str]
+    cut_a: int
+    cut_b: int
     p: Tensor
     q: Tensor
     label: str
@@ -51,6 +54,7 @@ def explain_pair(checkpoint: Checkpoint, premise: str, hypothesis: str, *, backe
     if len(checkpoint.labels) < 2:
         raise ValueError("the model has one class only: there is nothing to explain")
     reader = PairReader(checkpoint.settings, checkpoint.vocabulary)
+    uncut = PairReader(replace(checkpoint.settings, max_tokens=0), checkpoint.vocabulary)
     words_a, words_b = reader.words(premise), reader.words(hypothesis)
     for name, words in (("premise", words_a), ("hypothesis", words_b)):
         if not 0 < len(words) <= MOST_WORDS:
@@ -78,6 +82,8 @@ def explain_pair(checkpoint: Checkpoint, premise: str, hypothesis: str, *, backe
         words_a,
         words_b,
         [word for word in dict.fromkeys([*words_a, *words_b]) if word not in checkpoint.vocabulary],
+        len(uncut.words(premise)) - len(words_a),
+        len(uncut.words(hypothesis)) - len(words_b),
         p[0],
         q[0],
         checkpoint.labels[place],

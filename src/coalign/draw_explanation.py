@@ -21,9 +21,15 @@ def summary(found: Explanation) -> str:
     return f"{found.label}   " + "  ".join(f"{name} {share:.3f}" for name, share in found.probabilities.items())
 
 
-def unknown_words(found: Explanation) -> str:
-    """A line that names the words that the model does not know; "" where it knows all."""
-    return f"not in the vocabulary: {', '.join(found.unknown)}" if found.unknown else ""
+def cuts(found: Explanation) -> list[str]:
+    """A line for each sentence that the model does not read to its end."""
+    counts = (("premise", found.cut_a), ("hypothesis", found.cut_b))
+    return [f"words cut from the {name}'s end, as the model's max_tokens says: {n}" for name, n in counts if n]
+
+
+def remarks(found: Explanation) -> list[str]:
+    """Lines that say what the model does not read, and which words it does not know, where there are any."""
+    return cuts(found) + ([f"not in the vocabulary: {', '.join(found.unknown)}"] if found.unknown else [])
 
 
 def sides(found: Explanation) -> list[tuple[str, list[str], Tensor]]:
@@ -42,8 +48,8 @@ def largest(found: Explanation) -> float:
 def print_explanation(found: Explanation, console: Console) -> None:
     """The answer, each word's contribution as a bar, and both alignments."""
     console.print(summary(found), style="bold", markup=False, highlight=False)
-    if found.unknown:
-        console.print(unknown_words(found), style="dim", markup=False, highlight=False, soft_wrap=True)
+    for remark in remarks(found):
+        console.print(remark, style="dim", markup=False, highlight=False, soft_wrap=True)
     for name, words, values in sides(found):
         table = Table(box=None, padding=(0, 1), pad_edge=False, show_header=False)
         table.add_column(justify="right")

@@ -6,7 +6,7 @@ from html import escape
 
 from torch import Tensor
 
-from .draw_explanation import largest, sides, unknown_words
+from .draw_explanation import largest, remarks, sides
 from .model.nli import Explanation
 
 # Colours keep 4.5 : 1 between text and ground in both schemes, the strongest grounds included.
@@ -42,13 +42,13 @@ def page(found: Explanation) -> str:
         f'<p class="quiet">By how many nats the log-odds of {escape(found.label)} fall when the word is left out of '
         "its sentence's sum: positive speaks for the answer, negative against it. They do not add up.</p>",
         *(_sentence(name, words, values, largest(found)) for name, words, values in sides(found)),
-        f'<p class="quiet">{escape(unknown_words(found))}</p>' if found.unknown else "",
+        *(f'<p class="quiet">{escape(remark)}</p>' for remark in remarks(found)),
         "<h2>Alignment</h2>",
         _weights(found, found.p, "Each premise word (row) over the hypothesis, in percent: rows sum to 100"),
         _weights(found, found.q, "Each hypothesis word (column) over the premise, in percent: columns sum to 100"),
         "</main>\n</body>\n</html>\n",
     ]
-    return "\n".join(part for part in parts if part).encode("utf-8", "replace").decode()
+    return "\n".join(parts).encode("utf-8", "replace").decode()
 
 
 def _sentence(name: str, words: list[str], values: Tensor, most: float) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .draw_explanation import plot_explanation, print_explanation
+from .draw_explanation import cuts, plot_explanation, print_explanation
 from .draw_html import page
 from .kernels import BackendUnavailable
 from .model.atomic import check_writable, replacing
@@ -40,4 +40,5 @@ def explain(
             plot_explanation(found, out)
     except (ValueError, OSError, ImportError, BackendUnavailable) as error:
         fail(str(error))
-    console.print(f"{found.label}; wrote {out}", markup=False, highlight=False, soft_wrap=True)
+    for line in (f"{found.label}; wrote {out}", *cuts(found)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
