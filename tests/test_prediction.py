@@ -14,10 +14,12 @@ import torch
 from coalign.model.nli import (
     LABELS,
     Checkpoint,
+    DataError,
     PairReader,
     Predictor,
     Settings,
     Vocabulary,
+    load_checkpoint,
     load_corpus,
     predict_snli,
     save_checkpoint,
@@ -134,6 +136,23 @@ def test_labels_are_the_checkpoints(checkpoint):
     found = Predictor(made(labels=("no", "yes")))(["a dog"], ["a cat"])
     assert found.labels[0] in ("no", "yes")
     assert found.probabilities.shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["no", "yes"], "it names 2 labels, but best-0.safetensors holds a model of 3 classes"),
+        (["no", "yes", "no"], "the label 'no' is named twice"),
+        ("abc", "the labels must be a list of names, not 'abc'"),
+        (["a", "b", 3], "the labels must be a list of names"),
+    ],
+)
+def test_labels_that_are_not_the_models_are_named_with_the_file(tmp_path, labels, message):
+    path = tmp_path / "best.json"
+    save_checkpoint(made(), path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": labels}))
+    with pytest.raises(DataError, match=re.escape(f"{path} is no checkpoint of this program: {message}")):
+        load_checkpoint(path)
 
 
 def test_no_pairs_sentences_without_words_and_other_sequences(checkpoint):

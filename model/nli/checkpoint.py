@@ -121,10 +121,17 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         except SafetensorError as reason:
             raise DataError(f"{file}, which {path.name} names, is damaged: {reason}") from None
         model = {k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")}
+        settings, labels = Settings(**about["settings"]), about["labels"]
+        if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
+            raise ValueError(f"the labels must be a list of names, not {labels!r}")
+        settings.reading(labels=tuple(labels))  # raises of names that no data could have
+        classes = len(model["aggregate.linear.weight"])
+        if len(labels) != classes:
+            raise ValueError(f"it names {len(labels)} labels, but {file.name} holds a model of {classes} classes")
         return Checkpoint(
-            Settings(**about["settings"]),
+            settings,
             Vocabulary.from_tokens(about["vocabulary"]),
-            tuple(about["labels"]),
+            tuple(labels),
             model,
             **{name: about[name] for name in _PLAIN},
             optimizer=_joined_optimizer(about["optimizer"], tensors) if "optimizer" in about else None,
