@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -81,6 +82,16 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_same_bits(tmp_path, data):
     assert one.step == other.step == 3 * epochs
     assert all(torch.equal(one.model[name], other.model[name]) for name in other.model)
     assert [line["validation_loss"] for line in one.history] == [line["validation_loss"] for line in other.history]
+
+
+@pytest.mark.parametrize("reader", ["true", "head -1"])
+def test_training_goes_on_when_nobody_reads_any_more(tmp_path, data, reader):
+    words = [sys.executable, "-m", "coalign", "train", data[0], "--out", tmp_path / "run", *SMALL, "--epochs=2"]
+    command = f"{shlex.join(map(str, words))} | {reader}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert load_checkpoint(tmp_path / "run").epoch == 2
 
 
 def test_training_then_evaluation(tmp_path, data):

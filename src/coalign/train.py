@@ -7,7 +7,7 @@ import json
 import math
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -116,14 +116,14 @@ def train(
                 ranks=ranks,
             )
             counted = sum(p.numel() for name, p in run.model.named_parameters() if name != "embedding.weight")
-            console.print(
+            _note(
                 f"{len(pairs)} pairs, {len(vocabulary)} words, {counted} parameters without embeddings, on {place}"
                 + (f" and {ranks.world_size - 1} more" if ranks.world_size > 1 else "")
             )
             if not _run(run):
                 complaints.print(f"stopped after step {run.step}; go on with --resume", soft_wrap=True)
                 raise typer.Exit(130)
-            console.print(f"best accuracy {run.best:.4f}; checkpoints in {out}", markup=False, soft_wrap=True)
+            _note(f"best accuracy {run.best:.4f}; checkpoints in {out}")
     except _ERRORS as error:
         fail(str(error))
 
@@ -198,8 +198,14 @@ def _read(source: str, reading: Reading) -> Corpus:
 
 def _vectors(source: str, vocabulary: Vocabulary, settings: Settings) -> Tensor:
     found = load_word_vectors(source, vocabulary)
-    console.print(f"{found.coverage:.1%} of {len(vocabulary)} words have a vector in {source}", markup=False)
+    _note(f"{found.coverage:.1%} of {len(vocabulary)} words have a vector in {source}")
     return found.embedding(vocabulary, missing=settings.missing, normalize=settings.normalize, seed=settings.seed)
+
+
+def _note(text: str) -> None:
+    """Print a line. Training goes on where nobody reads it any more."""
+    with suppress(SystemExit):  # rich's answer to a closed pipe
+        console.print(text, markup=False, soft_wrap=True)
 
 
 def _run(run: Training) -> bool:
