@@ -173,6 +173,8 @@ def test_wishes_that_can_not_be_granted(tmp_path, data):
         (("--preset=nonesuch",), "'nonesuch' is no preset; there are d2l, parikh, parikh-intra"),
         (("--columns=a,b",), "--columns takes three names"),
         (("--dropout=1",), "dropout must lie in [0, 1)"),
+        (("--max-tokens=100000000000000000000",), "max_tokens must be below 2^31, not 100000000000000000000"),
+        (("--embed-size=1", "--num-hiddens=10000000", "--device=cpu"), "not enough memory on cpu: make --embed-size, "),
         (("--resume",), "last.json"),
         (("--vectors=nonesuch.txt",), "nonesuch.txt"),
         (("--validation=nonesuch.jsonl",), "nonesuch.jsonl"),

@@ -59,6 +59,8 @@ class Settings:
                 raise TypeError(f"{own.name} must be of type {kind.__name__}, not {type(value).__name__}")
             if choices and value not in choices:
                 raise ValueError(f"{own.name} must be one of {', '.join(choices)}, not {value!r}")
+            if isinstance(value, int) and value >= 2**31 and own.name != "seed":
+                raise ValueError(f"{own.name} must be below 2^31, not {value}")
         for name in ("embed_size", "num_hiddens", "batch_size", "epochs", "min_freq"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")

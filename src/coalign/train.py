@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ from .progress import pairs_bar
 from .terminal import BackendOption, DeviceOption, JsonOption, complaints, console, device_named, fail, names_in, quiet
 
 _ERRORS = (DataError, ValueError, OSError, ImportError, BackendUnavailable, TrainingError)
+_NO_MEMORY = re.compile("tried to allocate|size calculation overflowed", re.IGNORECASE)  # torch's, on any device
 
 Source = Annotated[str, typer.Argument(help="Pairs: .jsonl, SNLI's .txt, .tsv, .csv, or hf:NAME:SPLIT.")]
 ColumnsOption = Annotated[
@@ -126,6 +128,12 @@ def train(
             _note(f"best accuracy {run.best:.4f}; checkpoints in {out}")
     except _ERRORS as error:
         fail(str(error))
+    except RuntimeError as error:
+        if not _NO_MEMORY.search(str(error)):
+            raise
+        fail(
+            f"not enough memory on {place}: make --embed-size, --num-hiddens, --projection-size or --batch-size smaller"
+        )
 
 
 def evaluate(
