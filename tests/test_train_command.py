@@ -3,16 +3,18 @@
 import csv
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
-from coalign.model.nli import LABELS, load_checkpoint, save_checkpoint
+from coalign.model.nli import LABELS, Settings, load_checkpoint, save_checkpoint
 from coalign.model.nli.examples import example_pairs
 from test_training import write_pairs
 from typer.testing import CliRunner
@@ -82,6 +84,13 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_same_bits(tmp_path, data):
     assert one.step == other.step == 3 * epochs
     assert all(torch.equal(one.model[name], other.model[name]) for name in other.model)
     assert [line["validation_loss"] for line in one.history] == [line["validation_loss"] for line in other.history]
+
+
+def test_help_says_each_settings_default(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = run("train", "--help").stdout
+    for setting in fields(Settings):
+        assert re.search(rf"--{setting.name.replace('_', '-')} .* d2l: {re.escape(str(setting.default))}\.", shown)
 
 
 @pytest.mark.parametrize("reader", ["true", "head -1"])

@@ -53,7 +53,7 @@ def demo(
         Path | None, typer.Option(help="Pairs in SNLI's JSON lines; default: a small embedded set.")
     ] = None,
     pairs: Annotated[int | None, typer.Option(min=1, help="Use no more than so many pairs.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs at a time.")] = 256,
     backend: BackendOption = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
     seed: Annotated[int, typer.Option(help="Of the model's random parameters.")] = 0,
@@ -172,8 +172,8 @@ def _print_example(examples: list[Pair], backend: str | None) -> None:
 
 @app.command()
 def align(
-    premise: str,
-    hypothesis: str,
+    premise: Annotated[str, typer.Argument(help="The first sentence, in quotes.")],
+    hypothesis: Annotated[str, typer.Argument(help="The second one.")],
     plot: Annotated[Path | None, typer.Option(help="Also write a heat map: .png, .svg or .pdf.")] = None,
     scale: Annotated[float, typer.Option(help="How sharply: a factor on the scores.")] = 8.0,
     lower: Annotated[bool, typer.Option(help="Lower-case first.")] = True,
@@ -215,7 +215,8 @@ def doctor(as_json: JsonOption = False) -> None:
 @app.command()
 def kernels(
     arch: Annotated[
-        list[str] | None, typer.Option(help="sm_75, sm_80, sm_86, sm_90, sm_100, sm_120 or gfx942; may be repeated.")
+        list[str] | None,
+        typer.Option(help="sm_75, sm_80, sm_86, sm_90, sm_100, sm_120 or gfx942; may be repeated; default: sm_90."),
     ] = None,
     only: Annotated[str, typer.Option(help="Only kernels whose name or arithmetic contains this.")] = "",
     as_json: JsonOption = False,

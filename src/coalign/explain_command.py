@@ -18,8 +18,8 @@ from .terminal import BackendOption, console, fail
 
 def explain(
     model: CheckpointArgument,
-    premise: str,
-    hypothesis: str,
+    premise: Annotated[str, typer.Argument(help="The first sentence, in quotes.")],
+    hypothesis: Annotated[str, typer.Argument(help="The second one.")],
     out: Annotated[
         Path | None, typer.Option(help="Write .html, .png, .svg or .pdf; default: print in the terminal.")
     ] = None,

@@ -34,7 +34,9 @@ def predict(
     model: CheckpointArgument,
     texts: Annotated[
         list[str] | None,
-        typer.Argument(help="A premise and a hypothesis; or a file of JSON lines; - or nothing: standard input."),
+        typer.Argument(
+            help="A premise and a hypothesis, each in quotes; or a file of JSON lines; - or nothing: standard input."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A file for the answers; default: standard output.")] = None,
     columns: Annotated[
@@ -47,8 +49,9 @@ def predict(
 ) -> None:
     """Label pairs of sentences with a trained model: one pair, or a JSON line for each JSON line, in order.
 
-    A malformed line's answer says what is wrong with it, in its place, and the exit status is then 1. Several processes
-    share a file's lines: torchrun --nproc-per-node 2 -m coalign predict MODEL FILE --out OUT.
+    A malformed line's answer says what is wrong with it, and the exit status
+    is then 1. Several processes share a file's lines:
+    torchrun --nproc-per-node 2 -m coalign predict MODEL FILE --out OUT
     """
     given = texts or ["-"]
     if len(given) > 2:

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from .kernels import BACKENDS
 from .model.nli.ranks import own_device
 
 # a pipe has no width that tables would have to fit in
@@ -19,7 +20,7 @@ console = Console(width=None if Console().is_terminal or "COLUMNS" in os.environ
 complaints = Console(stderr=True)
 
 BackendOption = Annotated[
-    str | None, typer.Option(help="Serve with this backend or fail; default: the first that can.")
+    str | None, typer.Option(help=f"{', '.join(BACKENDS)}: this one or fail; default: the first that can serve.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

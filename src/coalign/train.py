@@ -34,7 +34,9 @@ from .terminal import BackendOption, DeviceOption, JsonOption, complaints, conso
 _ERRORS = (DataError, ValueError, OSError, ImportError, BackendUnavailable, TrainingError)
 _NO_MEMORY = re.compile("tried to allocate|size calculation overflowed", re.IGNORECASE)  # torch's, on any device
 
-Source = Annotated[str, typer.Argument(help="Pairs: .jsonl, SNLI's .txt, .tsv, .csv, or hf:NAME:SPLIT.")]
+Source = Annotated[
+    str, typer.Argument(help="Pairs: .jsonl, SNLI's .txt, .tsv, .csv, or hf:NAME:SPLIT of Hugging Face.")
+]
 ColumnsOption = Annotated[
     str | None, typer.Option(help="premise,hypothesis,label: the columns' names; default: SNLI's, or those very names.")
 ]
@@ -49,6 +51,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
         about = setting.metadata["help"]
         if setting.metadata["choices"]:
             about += f" One of {', '.join(setting.metadata['choices'])}."
+        about += f" d2l: {setting.default}."
         option = typer.Option(help=about, show_default=False, rich_help_panel="Settings, in place of the preset's")
         kind: Any = Annotated[types[setting.name] | None, option]
         own.append(inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
@@ -70,7 +73,7 @@ def train(
     labels: Annotated[
         str | None, typer.Option(help=f"The labels' names, in the order of their numbers; default: {','.join(LABELS)}.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     device: DeviceOption = None,
     backend: BackendOption = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files too.")] = False,
@@ -78,8 +81,8 @@ def train(
 ) -> None:
     """Train the model. Ctrl-C saves and stops; --resume goes on, on the CPU to the same bits.
 
-    On several devices: torchrun --nproc-per-node 2 -m coalign train ..., with the same options. Each process trains on
-    its share of every batch.
+    On several devices, each process trains on its share of every batch:
+    torchrun --nproc-per-node 2 -m coalign train ..., with the same options.
     """
     place = device_named(device)
     given = {name: value for name, value in settings.items() if value is not None}
@@ -142,7 +145,7 @@ def evaluate(
     columns: ColumnsOption = None,
     device: DeviceOption = None,
     backend: BackendOption = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs at a time.")] = 256,
     as_json: JsonOption = False,
 ) -> None:
     """Say how well a trained model classifies: accuracy, each class, confusions, by length."""
