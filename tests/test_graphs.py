@@ -55,12 +55,26 @@ def test_filled_batches_are_batches(lengths):
             assert torch.equal(getattr(filled, name)[: len(own)], own)
 
 
-def test_batches_of_one_size_may_have_pairs_for_different_kernels():
+def test_batches_of_one_size_may_have_pairs_for_different_kernels(recorder):
     """What a frozen model launches depends on its longest pair; a graph of one batch must not serve the other."""
     apart, together = pairs((40, 2), (2, 40)), pairs((40, 2), (40, 2))
     assert size_of(apart) == size_of(together)
     assert [longest_pair(fill(batch, size_of(batch))) for batch in (apart, together)] == [64, 128]
     assert [longest_pair(pairs((n,), (n,))) for n in (0, 1, 32, 33)] == [1, 2, 64, 128]
+    infer = GraphedInference(model().eval())
+    for batch, recorded in ((apart, 1), (together, 2), (apart, 2), (together, 2)):
+        infer(batch)
+        assert len(infer._graphs._recorded) == recorded
+
+
+def test_ids_are_not_copied_to_those_of_another_type(recorder):
+    """An unknown id of 64 bits may be a known one in 32."""
+    infer, wide = GraphedInference(model().eval()), batches(1)[0]
+    ids = (wide.ids_a, wide.ids_b)
+    for count, (of_a, of_b) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)], 1):
+        ids_a, ids_b = (t.int() if narrow else t for t, narrow in zip(ids, (of_a, of_b), strict=True))
+        infer(PairBatch(ids_a, ids_b, wide.offsets_a, wide.offsets_b))
+        assert len(infer._graphs._recorded) == count
 
 
 def test_filling_makes_no_longer_pairs():
@@ -320,3 +334,24 @@ def test_float64_stays_so():
     step = GraphedTraining(made, torch.optim.SGD(made.parameters(), 0.1), loss)
     assert step(pairs((3, 2), (2, 4)), torch.tensor([0, 2])).dtype == torch.float64
     assert set(seen) == {torch.float64}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=str)
+def test_the_model_runs_in_the_type_asked_for_and_the_loss_in_float32(recorder, dtype):
+    seen = []
+
+    class Model(torch.nn.Linear):
+        def forward(self, X):
+            found = super().forward(torch.ones(len(X), 1))
+            seen.append(found.dtype)
+            return found
+
+    def loss(scores, labels):
+        seen.append((scores.dtype, torch.is_autocast_enabled("cpu")))
+        return F.cross_entropy(scores, labels)
+
+    of = Model(1, 3)
+    step = GraphedTraining(of, torch.optim.SGD(of.parameters(), 0.1), loss, autocast=dtype)
+    for _ in range(2):
+        step(batches(1)[0], torch.tensor([0, 1, 2]))
+    assert seen == [dtype or torch.float32, (torch.float32, False)] * 3  # a plain step, one to warm up, one recorded

@@ -67,6 +67,31 @@ def test_nothing_but_empty_sequences():
     assert not alpha.values().any()
 
 
+def holed(lengths, gaps, width=8):
+    """Each sequence followed by rows that are nobody's."""
+    steps = torch.tensor(lengths) + torch.tensor(gaps)
+    offsets = torch.nn.functional.pad(steps.cumsum(0), (1, 0))
+    rows = torch.randn(int(offsets[-1]), width)
+    return torch.nested.nested_tensor_from_jagged(rows, offsets, lengths=torch.tensor(lengths))
+
+
+def test_gaps_between_sequences_are_refused_until_they_are_closed():
+    a, b = holed(LENGTHS[0], [1, 0, 2, 1]), holed(LENGTHS[1], [0, 2, 0, 0])
+    close_a, close_b = a.contiguous(), b.contiguous()
+    for operands, name in (
+        ((a, close_b, close_a, close_b), "f_a"),
+        ((close_a, b, close_a, close_b), "f_b"),
+        ((close_a, close_b, a, close_b), "a"),
+        ((close_a, close_b, close_a, b), "b"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name} has gaps between its rows .* use {name}\.contiguous"):
+            soft_align(*operands)
+    beta, _ = soft_align(close_a, close_b, close_a, close_b)
+    for found, x, y in zip(beta.unbind(), a.unbind(), b.unbind(), strict=True):
+        x, y = x.unsqueeze(0), y.unsqueeze(0)
+        torch.testing.assert_close(found, soft_align(x, y, x, y).beta[0])
+
+
 def wrong(case):
     f, a, b = operands()
     good = {"f_a": f(a), "f_b": f(b), "a": a, "b": b}
