@@ -298,10 +298,12 @@ class FrozenDecomposableAttention(nn.Module):
             )
         padding_idx = metadata.get("padding_idx")
         _check_shapes(str(path), state)
+        if (dtype := state["table"].dtype) not in DTYPES:
+            raise ValueError(f"{path}: table must be {' or '.join(map(str, DTYPES))}, not {dtype}")
         for name, t in state.items():
-            dtype = torch.float32 if name.endswith("_bias") else state["table"].dtype
-            if t.dtype != dtype or dtype not in DTYPES:
-                raise ValueError(f"{path}: {name} must be {dtype}, not {t.dtype}")
+            expected = torch.float32 if name.endswith("_bias") else dtype
+            if t.dtype != expected:
+                raise ValueError(f"{path}: {name} must be {expected}, not {t.dtype}")
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         made._set_up(state, int(padding_idx) if padding_idx else None, backend)

@@ -269,8 +269,15 @@ def test_wider_and_narrower_models_are_frozen_alike():
     assert_close(model().bfloat16().freeze()(PAIRS), expected, budget(model(), PAIRS, expected, torch.bfloat16))
 
 
+def test_autocast_does_not_round_the_table():
+    expected = model().freeze()
+    with torch.autocast("cpu", torch.bfloat16):
+        made = model().freeze()
+    assert torch.equal(made.table, expected.table)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("padding_idx", [PAD, None])
+@pytest.mark.parametrize("padding_idx", [PAD, 0, None])
 def test_saved_and_loaded(tmp_path, dtype, padding_idx):
     made = model(padding_idx=padding_idx).freeze(dtype)
     made.save(tmp_path / "frozen.safetensors")
@@ -304,12 +311,17 @@ def test_files_that_are_none(tmp_path):
     save_file(state, tmp_path / "other")
     with pytest.raises(ValueError, match="holds no frozen model"):
         FrozenDecomposableAttention.load(tmp_path / "other")
-    save_file({k: v for k, v in state.items() if k != "table"}, tmp_path / "less", metadata)
-    with pytest.raises(ValueError, match="must hold"):
-        FrozenDecomposableAttention.load(tmp_path / "less")
-    save_file(state | {"first_weight": state["first_weight"][:, 1:].contiguous()}, tmp_path / "narrow", metadata)
-    with pytest.raises(ValueError, match=r"first_weight must be \(20, 40\)"):
-        FrozenDecomposableAttention.load(tmp_path / "narrow")
+    first, bias = state["first_weight"], state["output_bias"]
+    for others, message in (
+        ({k: v for k, v in state.items() if k != "table"}, "must hold"),
+        (state | {"first_weight": first[:, 1:].contiguous()}, r"first_weight must be \(20, 40\)"),
+        (state | {"first_weight": first.bfloat16()}, "first_weight must be torch.float32, not torch.bfloat16"),
+        (state | {"output_bias": bias.double()}, "output_bias must be torch.float32, not torch.float64"),
+        ({k: v.half() for k, v in state.items()}, "table must be torch.float32 or torch.bfloat16, not torch.float16"),
+    ):
+        save_file(others, tmp_path / "others", metadata)
+        with pytest.raises(ValueError, match=message):
+            FrozenDecomposableAttention.load(tmp_path / "others")
     (tmp_path / "cut").write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         FrozenDecomposableAttention.load(tmp_path / "cut")
