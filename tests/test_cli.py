@@ -5,13 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from test_benchmarks import line
 from typer.testing import CliRunner
 
 import coalign
-from coalign import demo
+from benchmarks import results
+from coalign import cli, demo, kernel_table
 from coalign.cli import app
 from coalign.lexical import align_words, character_vectors
 
@@ -67,17 +70,49 @@ def test_demo_fails_when_an_error_is_too_large(run, monkeypatch):
     assert not json.loads(result.stdout)["passed"]
 
 
-def test_demo_fails_when_there_are_no_numbers(run, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [("beta", 1 + 2 * demo.BUDGET), ("class scores", torch.nan), ("gradient of embedding.weight", 1 + 2 * demo.BUDGET)],
+)
+def test_demo_fails_when_one_tensor_alone_is_wrong(run, monkeypatch, name, factor):
     step = demo._step
 
     def spoilt(model, batch):
         found = step(model, batch)
-        return {name: t * torch.nan for name, t in found.items()} if model.backend != "reference" else found
+        return found | {name: found[name] * factor} if model.backend != "reference" else found
 
     monkeypatch.setattr(demo, "_step", spoilt)
-    result = run("demo", "--json", "--pairs", 9, "--device", "cpu", "--rounds", 1)
+    monkeypatch.setattr(cli, "_interpreted", lambda *_: None)
+    words = ("demo", "--pairs", 9, "--device", "cpu", "--rounds", 1)
+    result = run(*words, "--json")
+    found = json.loads(result.stdout)
     assert result.exit_code == 1
-    assert not json.loads(result.stdout)["passed"]
+    assert not found["passed"]
+    assert found["torn"] == 0
+    shown = run(*words)
+    assert shown.exit_code == 1
+    assert "an error exceeds" in shown.stderr
+
+
+@pytest.mark.parametrize(("torn", "status"), [((), 0), ((6,), 0), ((6, 3), 1)], ids=["none", "one", "all"])
+def test_demo_compares_gradients_where_relus_agree(run, monkeypatch, torn, status):
+    """In batches of so many pairs one does not. Gradients of no batch at all are nothing that passes."""
+    step = demo._step
+
+    def tearing(model, batch):
+        found, fast = step(model, batch), model.backend != "reference"
+        if len(batch.labels) not in torn:
+            return found
+        relu = next(layer for layer in model.modules() if isinstance(layer, torch.nn.ReLU))
+        relu(torch.tensor(-1.0 if fast else 1.0))
+        return {part: 2 * t if fast and part.startswith("gradient") else t for part, t in found.items()}
+
+    monkeypatch.setattr(demo, "_step", tearing)
+    result = run("demo", "--json", "--pairs", 9, "--batch-size", 6, "--device", "cpu", "--rounds", 1)
+    found = json.loads(result.stdout)
+    assert found["torn"] == len(torn)
+    assert max(found["errors"].values()) <= demo.BUDGET
+    assert result.exit_code == status
 
 
 def test_demo_on_a_file(run, tmp_path):
@@ -170,12 +205,41 @@ def test_tables_in_a_pipe_are_whole(tmp_path):
 
 
 def test_bench_takes_paths_from_where_it_is_called(tmp_path):
-    results = Path(__file__).parents[1] / "benchmarks/results/amd-epyc-avx2/model.jsonl"
-    (tmp_path / "here.jsonl").write_bytes(results.read_bytes())
+    stored = results.FOLDER / "amd-epyc-avx2/model.jsonl"
+    (tmp_path / "here.jsonl").write_bytes(stored.read_bytes())
     words = [sys.executable, "-m", "coalign", "bench", "--markdown", "--model", "--output", "here.jsonl"]
     shown = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     assert "| inference | frozen |" in shown.stdout
+
+
+def test_bench_ends_as_the_benchmarks_do(run, tmp_path):
+    for name, seconds in (("before", 1e-3), ("after", 2e-3)):
+        results.append(tmp_path / name, [line("coalign", seconds), line("eager", 3e-3)])
+    assert run("bench", "--compare", tmp_path / "before", tmp_path / "after").exit_code == 1
+    assert run("bench", "--suite", "nonesuch").exit_code == 2
+
+
+@pytest.mark.parametrize(("found", "status"), [(([], []), 0), (([], ["it spills"]), 1)], ids=["sound", "faulty"])
+def test_kernels_fails_where_one_of_them_is_faulty(run, monkeypatch, found, status):
+    cases = [SimpleNamespace(name=f"kernel {k}", arithmetic="half") for k in range(len(found))]
+
+    def compiled(case, architecture):
+        numbers = dict.fromkeys(("warps", "registers", "spilled", "shared", "matrix", "instructions", "occupancy"), 1)
+        faults = found[cases.index(case)]
+        return SimpleNamespace(case=case, architecture=architecture, faults=lambda: faults, **numbers)
+
+    sm_90 = SimpleNamespace(name="sm_90")
+    compiler = SimpleNamespace(ARCHITECTURES={"sm_90": sm_90}, cases=lambda _: cases, compile_case=compiled)
+    monkeypatch.setattr(kernel_table, "_compilers", lambda: ([compiler], []))
+    shown = run("kernels")
+    assert shown.exit_code == status
+    assert ("kernel 1, half, sm_90: it spills" in shown.stdout) == bool(status)
+    assert run("kernels", "--json").exit_code == status
+    monkeypatch.setattr(kernel_table, "_compilers", lambda: ([], ["no Triton", "no nvcc"]))
+    shown = run("kernels")
+    assert shown.exit_code == 1
+    assert "no Triton; no nvcc" in shown.stderr
 
 
 def test_kernels_lists_what_was_compiled(run):
