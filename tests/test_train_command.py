@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from coalign.model.nli import LABELS, Settings, load_checkpoint, save_checkpoint
+from coalign.model.nli import LABELS, Settings, evaluate, load_checkpoint, save_checkpoint
 from coalign.model.nli.examples import example_pairs
 from test_training import write_pairs
 from typer.testing import CliRunner
@@ -123,6 +123,44 @@ def test_training_then_evaluation(tmp_path, data):
     save_checkpoint(broken, tmp_path / "broken.json")
     assert "not finite" in run("evaluate", tmp_path / "broken.json", data[1]).stderr
     assert "not finite" in run("explain", tmp_path / "broken.json", "a man", "a man").stderr
+
+
+def test_vectors_and_parameters_follow_the_options(tmp_path, data):
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("man 3 0 0 0 0 0 0 4\n")
+
+    def trained(number, *options):
+        given = (*SMALL, "--epochs=1", "--no-train-embedding", "--missing=hashed", f"--vectors={vectors}", *options)
+        done = run("train", data[0], "--out", tmp_path / str(number), *given)
+        assert done.exit_code == 0, done.output
+        saved = load_checkpoint(tmp_path / str(number) / "last.json")
+        return saved.model["embedding.weight"], saved.vocabulary["man"], saved.model["aggregate.linear.weight"]
+
+    plain, man, drawn = trained(0)
+    assert plain[man].tolist() == [3, 0, 0, 0, 0, 0, 0, 4]
+    scaled, _, _ = trained(1, "--normalize")
+    torch.testing.assert_close(scaled, torch.nn.functional.normalize(plain))
+    seeded, _, other = trained(2, "--seed=1")
+    assert (seeded == plain).all(1).nonzero().flatten().tolist() == [1, man]  # <pad>, and what the file has
+    assert (other - drawn).norm() > 0.5 * drawn.norm()
+
+
+def test_evaluation_is_by_the_backend_and_in_the_batches_asked_for(tmp_path, data, monkeypatch):
+    assert run("train", data[0], "--out", tmp_path / "run", *SMALL, "--epochs=1").exit_code == 0
+    seen = []
+
+    def watched(model, batches, *arguments, **options):
+        batches = list(batches)
+        seen.append((model.backend, [len(batch.pairs) for batch in batches]))
+        return evaluate(model, batches, *arguments, **options)
+
+    monkeypatch.setattr("coalign.train.evaluated", watched)
+    for options in (("--batch-size=7", "--backend=reference"), ("--device=cpu",)):
+        assert run("evaluate", tmp_path / "run", data[1], *options).exit_code == 0
+    assert seen == [("reference", [7, 7, 1]), (None, [15])]
+    refused = run("evaluate", tmp_path / "run", data[1], "--backend=triton", "--device=cpu")
+    assert refused.exit_code == 1
+    assert "Triton runs on GPU tensors" in refused.stderr
 
 
 @pytest.mark.parametrize("tokens", [50, 0], ids=["cut", "whole"])
