@@ -10,7 +10,7 @@ from rich.table import Table
 
 from . import predict
 from .contenders import TO_LONGEST
-from .targets import target
+from .targets import share_of_floor, target
 
 
 class Ratio(NamedTuple):
@@ -122,10 +122,21 @@ def _ratio(found: Compared) -> Ratio:
         f"{found.ratio:.2f}",
         "" if found.to_longest is None else f"{found.to_longest:.2f}",
         f"{peer['p20'] / own['p80']:.2f}–{peer['p80'] / own['p20']:.2f}",
-        "" if found.target is None else f"{found.target:g} {'met' if found.ratio >= found.target else 'missed'}",
+        _verdict(found),
         f"{own['floor'] / own['p50']:.2f}",
         f"{memory(own['memory'])} : {memory(peer['memory'])} MiB",
     )
+
+
+def _verdict(found: Compared) -> str:
+    """What became of the goal: a ratio, or a share of the floor."""
+    own = found.own
+    if found.target is not None:
+        return f"{found.target:g} {'met' if found.ratio >= found.target else 'missed'}"
+    share = share_of_floor(own["kind"], own["case"], own["direction"], own["graph"])
+    if share is None:
+        return ""
+    return f"{share:g} of floor {'met' if own['floor'] / own['p50'] >= share else 'missed'}"
 
 
 def heading(lines: Iterable[dict[str, Any]]) -> str:

@@ -34,3 +34,8 @@ def target(device: str, case: str, direction: Direction, graph: bool) -> float |
     """The ratio to reach; device: "cpu" or "cuda". None: there is no goal."""
     both = CPU.get(case) if device == "cpu" else GPU[case][graph] if case in GPU else None
     return None if both is None else both[direction == "forward + backward"]
+
+
+def share_of_floor(device: str, case: str, direction: Direction, graph: bool) -> float | None:
+    """The share of the roofline's floor to reach. None: there is no goal."""
+    return FLOOR_FRACTION.get(case) if device == "cuda" and graph and direction == "forward" else None

@@ -141,6 +141,19 @@ def test_ratio_is_to_the_fastest_peer_and_the_latest_result_counts():
     assert (found.fastest_peer, found.memory) == ("30 s eager, once", "1.0 : ? MiB")
 
 
+def test_a_goal_may_be_a_share_of_the_floor():
+    """Where the goal was set so, for replayed graphs, forward."""
+
+    def target(seconds, **changes):
+        how = {"case": "d2l full bfloat16, 8192 pairs", "kind": "cuda", "graph": True} | changes
+        (found,) = report.ratios([line("coalign", seconds, **how), line("eager", 3e-3, **how)])
+        return found.target
+
+    assert [target(0.5e-3 / share) for share in (0.61, 0.59)] == ["0.6 of floor met", "0.6 of floor missed"]
+    others = ({"graph": False}, {"direction": "forward + backward"}, {"kind": "cpu"}, {"case": "stream bfloat16, hot"})
+    assert [target(1e-3, **changes) for changes in others] == [""] * 4
+
+
 def test_absent_contenders_are_no_peers():
     absent = {name: v for name, v in line("2 x FlexAttention", 1.0).items() if name != "p50"} | {"absent": "no GPU"}
     (found,) = report.ratios([line("coalign", 1e-3), line("eager", 3e-3), absent])
