@@ -6,7 +6,6 @@ step is zero_grad, forward with dropout 0.2, cross entropy, backward and PyTorch
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -210,7 +209,7 @@ def profile(threads: int, autocast: bool = False, steps: int = 8, operators: int
     case = next(case for case in CASES["cpu"] if case.trains)
     book, batches, _ = random_subject(case)
     contender = contenders(case, book, compiled=False)["packed, autocast" if autocast else "packed"]
-    calls = _training(copy.copy(contender), batches)
+    calls = _training(contender, batches)
     for call in calls:
         call()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:

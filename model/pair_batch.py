@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .masks import as_mask, check_dtype, check_mask, of_both
+from .segments import offsets_of
 
 Ids = Sequence[Sequence[int]]
 IDS = (torch.int32, torch.int64)
@@ -203,9 +204,7 @@ def _offsets(lengths: Tensor) -> Tensor:
     """(sentences + 1,) int32 from lengths."""
     if int(lengths.sum()) >= 2**31:
         raise ValueError(f"a batch can hold at most 2^31 - 1 tokens a side, not {int(lengths.sum())}")
-    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=lengths.device)
-    torch.cumsum(lengths, 0, dtype=torch.int32, out=offsets[1:])
-    return offsets
+    return offsets_of(lengths)
 
 
 def _joined(name: str, sentences: Ids) -> tuple[Tensor, Tensor]:
