@@ -1,5 +1,5 @@
-// The operators behind kernels/native/frozen.py, on LibTorch's stable ABI. Types and shapes are checked there; ids,
-// lengths and offsets, whose values nobody has seen, here.
+// The operators behind kernels/native/frozen.py, on LibTorch's stable ABI. Types and shapes are checked by
+// model/frozen.py; ids, lengths and offsets, whose values nobody has seen, here.
 #include "frozen.h"
 
 #include <torch/csrc/stable/library.h>

@@ -1,5 +1,5 @@
-// The operator behind kernels/native/inference.py, on LibTorch's stable ABI. Types are checked there; shapes, and ids and
-// offsets, whose values nobody has seen, here.
+// The operator behind kernels/native/inference.py, on LibTorch's stable ABI. Types are checked by model/inference.py;
+// shapes, and ids and offsets, whose values nobody has seen, here.
 #include "inference.h"
 
 #include <torch/csrc/stable/library.h>

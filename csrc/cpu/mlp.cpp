@@ -1,4 +1,5 @@
-// The operators behind kernels/native/mlp.py, on LibTorch's stable ABI. Types and shapes are checked there.
+// The operators behind kernels/native/mlp.py, on LibTorch's stable ABI. Types and shapes are checked by
+// model/mlp.py and model/dropout.py.
 #include "mlp.h"
 
 #include <torch/csrc/stable/library.h>

@@ -23,7 +23,7 @@
 
 namespace coalign {
 
-constexpr int kMlpRows = 96;  // of a block: a multiple of kTileRows whose numbers stay in the second-level cache
+constexpr int kMlpRows = 96;  // of a block: a multiple of kBlockRows whose numbers stay in the second-level cache
 
 struct MlpSizes {
   int x, x2, hidden, out;

@@ -1,4 +1,5 @@
-// The operators that kernels/native/__init__.py calls, on LibTorch's stable ABI. Arguments are checked there.
+// The operators that kernels/native/__init__.py calls, on LibTorch's stable ABI. Arguments are
+// checked by kernels/api.py or, the short way, by kernels/quick.py, but for lengths and offsets: extents_fit.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 

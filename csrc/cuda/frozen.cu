@@ -1,5 +1,5 @@
-// The operators that kernels/native/cuda_frozen.py calls, on LibTorch's stable ABI. Arguments are checked there, but
-// for the ids' values.
+// The operators that kernels/native/cuda_frozen.py calls, on LibTorch's stable ABI. Arguments are checked by
+// model/frozen.py, but for the ids' values.
 #include "frozen.cuh"
 
 #include <torch/csrc/stable/library.h>

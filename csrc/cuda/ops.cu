@@ -1,4 +1,5 @@
-// The operators that kernels/native/cuda.py calls, on LibTorch's stable ABI. Arguments are checked there.
+// The operators that kernels/native/cuda.py calls, on LibTorch's stable ABI. Arguments are checked by
+// kernels/api.py.
 //
 // The caller passes the stream, so that no shim is needed that only a CUDA build of torch has, and what the device
 // can do (`arithmetic`, `shared`), so that the simulator can be any device.
