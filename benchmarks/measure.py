@@ -145,7 +145,7 @@ def check(case: Case, name: str, align: contenders.Align, inputs: Inputs) -> Non
         if inputs.masks is not None:
             truth = truth[inputs.masks[at]]
             found = found if found.ndim == 2 else found[inputs.masks[at][:, : found.shape[1]]]
-        _hold(f"{case.name}: {name}'s {output}", found, truth, TF32_BUDGET if case.tf32 else BUDGET[case.dtype])
+        hold(f"{case.name}: {name}'s {output} is", found, truth, _budget(case))
 
 
 def check_gradients(case: Case, align: contenders.Align, inputs: Inputs) -> None:
@@ -162,15 +162,20 @@ def check_gradients(case: Case, align: contenders.Align, inputs: Inputs) -> None
         arriving = [t * mask[..., None] for t, mask in zip(arriving, inputs.masks, strict=True)]
     found = torch.autograd.grad(list(align(*leaves)), leaves, arriving)
     truths = torch.autograd.grad(list(contenders.eager(*exact, *masks)), exact, [t.double() for t in arriving])
-    budget = 2 * (TF32_BUDGET if case.tf32 else BUDGET[case.dtype])  # P and Q, and what arrives at them, are rounded
+    budget = 2 * _budget(case)  # P and Q, and what arrives at them, are rounded
     for name, gradient, truth in zip(("f_a", "f_b", "a", "b"), found, truths, strict=True):
-        _hold(f"{case.name}: coalign's gradient of {name}", gradient, truth, budget)
+        hold(f"{case.name}: coalign's gradient of {name} is", gradient, truth, budget)
 
 
-def _hold(what: str, found: Tensor, truth: Tensor, budget: float) -> None:
+def _budget(case: Case) -> float:
+    return TF32_BUDGET if case.tf32 else BUDGET[case.dtype]
+
+
+def hold(what: str, found: Tensor, truth: Tensor, budget: float) -> None:
+    """Raise Wrong, which names `what` and its verb, where the relative error is beyond the budget or no number."""
     error = float((found.double() - truth).norm() / truth.norm())
     if not error <= budget:
-        raise Wrong(f"{what} is off by {error:.1e}, more than {budget:.0e}")
+        raise Wrong(f"{what} off by {error:.1e}, more than {budget:.0e}")
 
 
 def settle_allocator() -> None:

@@ -20,6 +20,7 @@ from coalign import DecomposableAttention, PairBatch
 from .cases import snli_lengths
 
 VOCABULARY, LONGEST, PAD = 18_000, 50, 1
+SETS = 4  # of sentences, that rotate
 BASELINE, TO_LONGEST, COMPILED = "d2l, padded to 50", "d2l, padded to the longest", "torch.compile, padded to 50"
 
 
@@ -119,9 +120,6 @@ class Subject(NamedTuple):
     book: Book
     batches: list[Batch]
     about: str = "random"
-
-
-SETS = 4  # of sentences, that rotate
 
 
 def random_subject(case: ModelCase) -> Subject:

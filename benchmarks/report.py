@@ -122,21 +122,26 @@ def _ratio(found: Compared) -> Ratio:
         f"{found.ratio:.2f}",
         "" if found.to_longest is None else f"{found.to_longest:.2f}",
         f"{peer['p20'] / own['p80']:.2f}–{peer['p80'] / own['p20']:.2f}",
-        _verdict(found),
+        _target(found),
         f"{own['floor'] / own['p50']:.2f}",
         f"{memory(own['memory'])} : {memory(peer['memory'])} MiB",
     )
 
 
-def _verdict(found: Compared) -> str:
+def _target(found: Compared) -> str:
     """What became of the goal: a ratio, or a share of the floor."""
     own = found.own
     if found.target is not None:
-        return f"{found.target:g} {'met' if found.ratio >= found.target else 'missed'}"
+        return verdict(f"{found.target:g}", found.ratio >= found.target)
     share = share_of_floor(own["kind"], own["case"], own["direction"], own["graph"])
     if share is None:
         return ""
-    return f"{share:g} of floor {'met' if own['floor'] / own['p50'] >= share else 'missed'}"
+    return verdict(f"{share:g} of floor", own["floor"] / own["p50"] >= share)
+
+
+def verdict(goal: str, reached: bool) -> str:
+    """What a table says of a goal."""
+    return f"{goal} {'met' if reached else 'missed'}"
 
 
 def heading(lines: Iterable[dict[str, Any]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -54,7 +54,6 @@ def explain_pair(checkpoint: Checkpoint, premise: str, hypothesis: str, *, backe
     if len(checkpoint.labels) < 2:
         raise ValueError("the model has one class only: there is nothing to explain")
     reader = PairReader(checkpoint.settings, checkpoint.vocabulary)
-    uncut = PairReader(replace(checkpoint.settings, max_tokens=0), checkpoint.vocabulary)
     words_a, words_b = reader.words(premise), reader.words(hypothesis)
     for name, words in (("premise", words_a), ("hypothesis", words_b)):
         if not 0 < len(words) <= MOST_WORDS:
@@ -82,8 +81,8 @@ def explain_pair(checkpoint: Checkpoint, premise: str, hypothesis: str, *, backe
         words_a,
         words_b,
         [word for word in dict.fromkeys([*words_a, *words_b]) if word not in checkpoint.vocabulary],
-        len(uncut.words(premise)) - len(words_a),
-        len(uncut.words(hypothesis)) - len(words_b),
+        reader.cut(premise),
+        reader.cut(hypothesis),
         p[0],
         q[0],
         checkpoint.labels[place],

@@ -47,6 +47,10 @@ class PairReader:
             words = words[: self._most]
         return [NULL, *words] if self._null else words
 
+    def cut(self, text: str) -> int:
+        """How many of its tokens `words` leaves out at its end."""
+        return max(0, len(self._tokens(text)) - self._most) if self._most > 0 else 0
+
     def _ids(self, name: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """A side's ids and lengths. No sentence's words outlive it, so that the next one's take the same memory."""
         if isinstance(texts, str):
