@@ -33,14 +33,14 @@ test-narrow: $(VENV)/installed
 
 # and what processors with AVX-512 and its bfloat16 do, put together from narrow vectors: the same numbers, slowly
 test-wide: $(VENV)/installed
-	COALIGN_NATIVE_FLAGS="-mno-avx2 -mno-avx512f -DEMULATED_WIDE_VECTORS" $(PYTEST) tests/test_operator.py tests/test_frozen.py tests/test_inference.py tests/test_mlp.py tests/test_rectified.py -k "native or inference or mlp or sizes or rectified"
+	COALIGN_NATIVE_FLAGS="-mno-avx2 -mno-avx512f -DEMULATED_WIDE_VECTORS" $(PYTEST) tests/test_operator.py tests/test_native_threads.py tests/test_frozen.py tests/test_inference.py tests/test_mlp.py tests/test_rectified.py -k "native or inference or mlp or sizes or rectified"
 
 # the C++ kernels under the address and undefined-behaviour sanitizers; SANITIZE= selects tests
-SANITIZE ?= (native or simulated) and oracle or native and masked_models or sizes or one_kernel or rectified or scores_are_the_models or half_precision or impossible or unknown or reads_every_kind or what_stays
+SANITIZE ?= depend_on_threads or (native or simulated) and oracle or native and masked_models or sizes or one_kernel or rectified or scores_are_the_models or half_precision or impossible or unknown or reads_every_kind or what_stays
 sanitize: $(VENV)/installed ## run the C++ kernels' tests under the address and undefined-behaviour sanitizers
 	COALIGN_NATIVE_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so) $$(cc -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -p no:xdist tests/test_operator*.py tests/test_frozen_kernels.py $(MODEL_TESTS) -k "$(SANITIZE)"
+	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -p no:xdist tests/test_operator*.py tests/test_native_threads.py tests/test_frozen_kernels.py $(MODEL_TESTS) -k "$(SANITIZE)"
 
 # what was measured is shown from the file that it is in; these measure nothing that could be
 NOT_MEASURING := --help --profile --predict --compare --markdown --report

@@ -13,11 +13,17 @@ import torch
 
 import coalign
 
+DROPS = {"dropout": 0.3, "clamp": 0.8, "seed": torch.tensor(5)}
 CASES = {
-    "long rows": {"pairs": 1, "m": 513, "n": 200, "mask": False},
-    "long columns": {"pairs": 2, "m": 100, "n": 700, "mask": False},
+    "long rows": {"pairs": 1, "m": 513, "n": 200},
+    "long columns": {"pairs": 2, "m": 100, "n": 700},
     "masked": {"pairs": 1, "m": 300, "n": 260, "mask": True},
     "many short": {"pairs": 40, "m": 20, "n": 12, "mask": True},
+    "one of a block": {"pairs": 1, "m": 50, "n": 47, "width": 200},
+    "one of a whole block": {"pairs": 1, "m": 64, "n": 64, "width": 333},
+    "few of a block": {"pairs": 3, "m": 39, "n": 61, "width": 150, "mask": True},
+    "large scores": {"pairs": 1, "m": 61, "n": 64, "width": 200, "scale": 30.0},
+    "with dropout": {"pairs": 2, "m": 64, "n": 57, "width": 150, "mask": True, **DROPS},
 }
 
 
@@ -28,27 +34,25 @@ def threads():
     torch.set_num_threads(before)
 
 
-def align(dtype, pairs, m, n, mask):
+def align(dtype, pairs, m, n, width=40, mask=False, scale=0.3, **options):
     """Everything that a forward and a backward pass find, with a bias."""
     generator = torch.Generator().manual_seed(0)
-    made = [
-        torch.randn(pairs, rows, w, generator=generator).to(dtype) for rows, w in ((m, 40), (n, 40), (m, 24), (n, 17))
-    ]
+    shapes = (m, width), (n, width), (m, 24), (n, 17)
+    made = [torch.randn(pairs, *shape, generator=generator).to(dtype) for shape in shapes]
     inputs = [*made, torch.randn(pairs, m, n, generator=generator)]
     for t in inputs:
         t.requires_grad_()
-    options = {}
     if mask:
         options["mask_a"] = torch.rand(pairs, m, generator=generator) < 0.7
         options["lengths_b"] = torch.randint(0, n + 1, (pairs,), generator=generator)
-    out = coalign.soft_align(*inputs[:4], bias=inputs[4], scale=0.3, return_lse=True, backend="native", **options)
+    out = coalign.soft_align(*inputs[:4], bias=inputs[4], scale=scale, return_lse=True, backend="native", **options)
     return [*out, *torch.autograd.grad(out, inputs, [torch.ones_like(t) for t in out])]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_bits_do_not_depend_on_threads(case, dtype, threads):
-    """Long pairs are shared out among threads, and nothing may show of it."""
+    """Where pairs are few, threads share them, by parts or step by step, and nothing may show of it."""
     threads(1)
     alone = align(dtype, **CASES[case])
     for count in (2, 3, 16):
@@ -57,10 +61,11 @@ def test_bits_do_not_depend_on_threads(case, dtype, threads):
             assert torch.equal(found, expected)
 
 
-def test_sharing_does_happen(threads):
+@pytest.mark.parametrize(("m", "n", "width"), [(700, 650, 32), (61, 50, 128), (64, 64, 128)])
+def test_what_is_shared_is_right(m, n, width, threads):
     """Were the parts of a pair not done at all, equal bits would prove little: every part's rows are right."""
     threads(16)
-    inputs = [torch.randn(1, rows, 32, dtype=torch.float64) for rows in (700, 650, 700, 650)]
+    inputs = [torch.randn(1, rows, width, dtype=torch.float64) for rows in (m, n, m, n)]
     found, expected = (coalign.soft_align(*inputs, return_lse=True, backend=name) for name in ("native", "reference"))
     for t, e in zip(found, expected, strict=True):
         assert torch.allclose(t, e, rtol=1e-11, atol=1e-12)

@@ -10,13 +10,15 @@
 // of pointers to tokens, so padding, wherever it lies, costs nothing.
 //
 // One thread does a whole pair. Where there are fewer pairs than threads, a long pair is shared out: some do blocks
-// of rows and what is summed along them, the others columns, and both make e. A row or column is summed in the same
-// order either way, so that the bits do not depend on how many threads there are.
+// of rows and what is summed along them, the others columns, and both make e. A single block's steps are taken by a
+// crew: portions of its rows, or of its columns. A row or column is summed in the same order each way, so that the
+// bits do not depend on how many threads there are.
 //
 // 2 m n (h + d_a + d_b) operations and m n exponentials, or 2 m n.
 #pragma once
 
 #include "arena.h"
+#include "crew.h"
 #include "products.h"
 #include "rule.h"
 #include "softmax.h"
@@ -63,9 +65,11 @@ struct Share {
   Range a, b;
 };
 
-// A rectangle of e: rows from i, columns from j; `padded` columns are stored.
+// A rectangle of e: rows from i, columns from j; `padded` columns are stored. turned: whether its products are made with
+// one operand turned.
 struct Block {
   int i, rows, j, columns, padded;
+  bool turned;
 };
 
 // Whether a pair is a single block.
@@ -104,10 +108,34 @@ void drop(T* weights, int ld, const Block& at, const Kept& kept, const int* inde
   }
 }
 
+// f(part of the block, worker): for portions of its rows, or the block at once where there is no crew.
+template <class F>
+void by_rows(Crew* crew, const Block& at, F&& f) {
+  if (crew == nullptr) return f(at, 0);
+  const int parts = (at.rows + kDotsRows - 1) / kDotsRows;
+  crew->each(parts, [&](int k, int worker) {
+    const int from = at.rows * k / parts, to = at.rows * (k + 1) / parts;
+    f(Block{at.i + from, to - from, at.j, at.columns, at.padded, at.turned}, worker);
+  });
+}
+
+// The same for portions of its columns; where these are paired, of whole vectors.
+template <class E, class F>
+void by_columns(Crew* crew, const Block& at, F&& f) {
+  if (crew == nullptr) return f(at, 0);
+  constexpr int LEAST = kPer<E> == 1 ? kBlockRows : lanes<Sum<E>> * kPer<E>;
+  const int parts = (at.columns + LEAST - 1) / LEAST;
+  auto edge = [&](int k) { return kPer<E> == 1 ? at.columns * k / parts : std::min(LEAST * k, at.columns); };
+  crew->each(parts, [&](int k, int worker) {
+    const int from = edge(k), columns = edge(k + 1) - from;
+    f(Block{at.i, at.rows, at.j + from, columns, round_up(columns, LEAST), at.turned}, worker);
+  });
+}
+
 // A block of an operand's rows, turned: kept for as long as blocks of e have the same columns.
 template <class E>
 struct Turned {
-  const Operand<E>& of;
+  const Operand<E>* of;
   E* room;
   const E** rows;
   int at = -1;  // where the block starts that is in it
@@ -133,25 +161,26 @@ class Workshop {
   T* room() const { return arena_.take<T>(kBlock * ld_); }
 
   Turned<E> turned(const Operand<E>& y) const {
-    if (!transposes_) return {y, nullptr, nullptr};
+    if (!transposes_) return {&y, nullptr, nullptr};
     const int width = y.elements();
-    const Turned<E> made{y, arena_.take<E>(std::size_t{kBlock} * width), arena_.take<const E*>(width)};
+    const Turned<E> made{&y, arena_.take<E>(std::size_t{kBlock} * width), arena_.take<const E*>(width)};
     for (int k = 0; k < width; ++k) made.rows[k] = made.room + std::size_t{kBlock} * k;
     return made;
   }
 
   Block block(int i, int count_a, int j, int count_b) const {
-    const int columns = std::min(kBlock, count_b - j);
-    return {i, std::min(kBlock, count_a - i), j, columns, round_up(columns, lanes<T> * kPer<E>)};
+    const int rows = std::min(kBlock, count_a - i), columns = std::min(kBlock, count_b - j);
+    const bool turned = transposes_ && columns == kBlock && rows >= kBlock / 2;
+    return {i, rows, j, columns, round_up(columns, lanes<T> * kPer<E>), turned};
   }
 
   // out = scale x yᵀ. The sums along rows that `dots` needs cost more than turning y where y fills whole vectors.
   void product(const Operand<E>& x, Turned<E>& y, const Block& at, T scale, T* out) const {
     const int width = x.elements();
-    if (!transposes_ || at.columns != kBlock || at.rows < kBlock / 2) {
-      return dots(x.rows + at.i, at.rows, y.of.rows + at.j, at.columns, width, scale, out, ld_, ahead_);
+    if (!at.turned) {
+      return dots(x.rows + at.i, at.rows, y.of->rows + at.j, at.columns, width, scale, out, ld_, ahead_);
     }
-    if (y.at != at.j) transpose(y.of.rows + at.j, kBlock, width, y.room, kBlock);
+    if (y.at != at.j) transpose(y.of->rows + at.j, kBlock, width, y.room, kBlock);
     y.at = at.j;
     for (int i = 0; i < at.rows; ++i) made_rows_[i] = out + i * ld_;
     std::fill_n(gains_, at.rows, scale);
@@ -230,6 +259,15 @@ void scores(
   }
 }
 
+// What each worker has for itself: make(where) puts it there. One, where there is no crew.
+template <class T, class F>
+T* for_workers(const Crew* crew, Arena& arena, F&& make) {
+  const int count = crew == nullptr ? 1 : crew->workers();
+  T* made = arena.take<T>(count);
+  for (int k = 0; k < count; ++k) make(made + k);
+  return made;
+}
+
 template <class T>
 Running<T> start_running(int count, Arena& arena) {
   const int room = round_up(count, kBlock);
@@ -241,14 +279,23 @@ Running<T> start_running(int count, Arena& arena) {
 
 }  // namespace detail
 
-// beta, alpha: rows to write, one a token; lse_a, lse_b: one number a token, with room for whole vectors.
+// beta, alpha: rows to write, one a token; lse_a, lse_b: one number a token, with room for whole vectors. crew: null, or
+// threads to take the steps with.
 template <class E, class B, class T = Sum<E>>
 void align_forward(
     const Tokens<E>& a, const Tokens<E>& b, const Share& share, const Rule<T>& rule, const Bias<const B>& bias, T* const* beta,
-    T* const* alpha, T* lse_a, T* lse_b, Arena& arena, Ahead& ahead) {
+    T* const* alpha, T* lse_a, T* lse_b, Arena& arena, Ahead& ahead, Crew* crew = nullptr) {
   using namespace detail;
-  const Workshop<E> shop(a.count, b.count, arena, ahead);
-  Turned<E> f_b = shop.turned(b.f);
+  struct Place {
+    Workshop<E> shop;
+    Turned<E> f_b;
+  };
+  Place* const places = for_workers<Place>(crew, arena, [&](Place* at) {
+    const Workshop<E> shop(a.count, b.count, arena, ahead);
+    new (at) Place{shop, shop.turned(b.f)};
+  });
+  const Workshop<E>& shop = places->shop;
+  const int ld = shop.ld();
   const Running<T> state_a = start_running<T>(a.count, arena), state_b = start_running<T>(b.count, arena);
   const bool whole = is_whole(a.count, b.count);
   T* e = shop.room();
@@ -258,21 +305,29 @@ void align_forward(
   for (int j = share.b.begin; j < share.b.end; j += kBlock) {
     for (int i = share.a.begin; i < share.a.end; i += kBlock) {
       const Block at = shop.block(i, a.count, j, b.count);
-      scores(shop, a, f_b, at, rule, bias, e);
+      by_rows(crew, at, [&](const Block& part, int worker) {
+        scores(places[worker].shop, a, places[worker].f_b, part, rule, bias, e + (part.i - i) * ld);
+      });
       const Running<T> in_rows = state_a.from(i), in_columns = state_b.from(j);
       // one token alone has the score itself for its log-sum-exp, to the bit
       const bool shared = !drops && a.count > 1 && b.count > 1 && shared_weights<kBlock>(
-          e, at.rows, at.padded, shop.ld(), in_rows, in_columns, share.rows, share.columns, whole);
+          e, at.rows, at.padded, ld, in_rows, in_columns, share.rows, share.columns, whole);
       const T* weights = shared ? e : p;
       if (share.rows) {
-        if (!shared) row_weights(e, at.rows, at.padded, shop.ld(), p, in_rows, whole);
-        drop(p, shop.ld(), at, rule.p, bias.index_a, bias.index_b);
-        shop.along(weights, b.x, at, beta, Fold<T>{j > 0, in_rows.fade, in_rows.gain});
+        if (!shared) row_weights(e, at.rows, at.padded, ld, p, in_rows, whole);
+        drop(p, ld, at, rule.p, bias.index_a, bias.index_b);
+        by_rows(crew, at, [&](const Block& part, int worker) {
+          const Running<T> mine = state_a.from(part.i);
+          places[worker].shop.along(weights + (part.i - i) * ld, b.x, part, beta, Fold<T>{j > 0, mine.fade, mine.gain});
+        });
       }
       if (share.columns) {
-        if (!shared) column_weights(e, at.rows, at.padded, shop.ld(), p, in_columns, whole);
-        drop(p, shop.ld(), at, rule.q, bias.index_a, bias.index_b);
-        shop.across(weights, a.x, at, alpha, Fold<T>{i > 0, in_columns.fade, in_columns.gain});
+        if (!shared) column_weights(e, at.rows, at.padded, ld, p, in_columns, whole);
+        drop(p, ld, at, rule.q, bias.index_a, bias.index_b);
+        by_columns<E>(crew, at, [&](const Block& part, int worker) {
+          const Running<T> mine = state_b.from(part.j);
+          places[worker].shop.across(weights + (part.j - j), a.x, part, alpha, Fold<T>{i > 0, mine.fade, mine.gain});
+        });
       }
     }
   }

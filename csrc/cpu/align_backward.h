@@ -105,16 +105,24 @@ void weigh_whole(
 
 }  // namespace detail
 
-// df, dx: rows to write on either side, one a token. dbias: null, or the pair's, of which only tokens are written.
+// df, dx: rows to write on either side, one a token. dbias: null, or the pair's, of which only tokens are written. crew:
+// null, or threads to take the steps with.
 template <class E, class B, class T = Sum<E>>
 void align_backward(
     const Tokens<E>& a, const Tokens<E>& b, const Share& share, const Rule<T>& rule, const Bias<const B>& bias,
     const Arrived<E>& to_a, const Arrived<E>& to_b, T* const* df_a, T* const* df_b, T* const* dx_a, T* const* dx_b,
-    const Bias<T>& dbias, Arena& arena, Ahead& ahead) {
+    const Bias<T>& dbias, Arena& arena, Ahead& ahead, Crew* crew) {
   using namespace detail;
   constexpr int W = lanes<T>;
-  const Workshop<E> shop(a.count, b.count, arena, ahead);
-  Turned<E> f_b = shop.turned(b.f), x_b = shop.turned(b.x), dout_b = shop.turned(to_b.dout);
+  struct Place {
+    Workshop<E> shop;
+    Turned<E> f_b, x_b, dout_b;
+  };
+  Place* const places = for_workers<Place>(crew, arena, [&](Place* at) {
+    const Workshop<E> shop(a.count, b.count, arena, ahead);
+    new (at) Place{shop, shop.turned(b.f), shop.turned(b.x), shop.turned(to_b.dout)};
+  });
+  const Workshop<E>& shop = places->shop;
   T* p = shop.room();
   T* q = shop.room();
   T* dp = shop.room();
@@ -127,11 +135,15 @@ void align_backward(
   for (int j0 = share.b.begin; j0 < share.b.end; j0 += kBlock) {
     for (int i0 = share.a.begin; i0 < share.a.end; i0 += kBlock) {
       const Block at = shop.block(i0, a.count, j0, b.count);
-      scores(shop, a, f_b, at, rule, bias, p, passes);
-      shop.product(to_a.dout, x_b, at, T(1), dp);
-      shop.product(a.x, dout_b, at, T(1), dq);
-      drop(dp, shop.ld(), at, rule.p, bias.index_a, bias.index_b);
-      drop(dq, shop.ld(), at, rule.q, bias.index_a, bias.index_b);
+      by_rows(crew, at, [&](const Block& part, int worker) {
+        Place& mine = places[worker];
+        const int from = (part.i - i0) * ld;
+        scores(mine.shop, a, mine.f_b, part, rule, bias, p + from, passes == nullptr ? nullptr : passes + from);
+        mine.shop.product(to_a.dout, mine.x_b, part, T(1), dp + from);
+        mine.shop.product(a.x, mine.dout_b, part, T(1), dq + from);
+        drop(dp + from, ld, part, rule.p, bias.index_a, bias.index_b);
+        drop(dq + from, ld, part, rule.q, bias.index_a, bias.index_b);
+      });
       const T *lse_a = to_a.lse + i0, *lse_b = to_b.lse + j0;
       const bool shared = modest(lse_a, at.rows) && modest(lse_b, at.columns);
       std::copy_n(to_a.delta + i0, kBlock, delta_a);
@@ -172,7 +184,7 @@ void align_backward(
         }
       };
       for (int i = 0; i < at.rows; ++i) {
-        T* de = dp + i * shop.ld();
+        T* de = dp + i * ld;
         weigh(i, [&](int k, int j, Vec<T> row, Vec<T> column) ALWAYS_INLINE {
           store(dp + k, row * (load(dp + k) - delta_a[i]) + column * (load(dq + k) - load(delta_b + j)));
         });
@@ -182,17 +194,23 @@ void align_backward(
           for (int j = 0; j < at.columns; ++j) out[dbias.index_b[j0 + j] * dbias.column] = de[j];
         }
         if (rule.scale != T(1)) scale_row(de, at.columns, rule.scale);
-        for (int j = 0; passes != nullptr && j < at.columns; ++j) de[j] *= passes[i * shop.ld() + j];
+        for (int j = 0; passes != nullptr && j < at.columns; ++j) de[j] *= passes[i * ld + j];
       }
-      drop(p, shop.ld(), at, rule.p, bias.index_a, bias.index_b);
-      drop(q, shop.ld(), at, rule.q, bias.index_a, bias.index_b);
+      drop(p, ld, at, rule.p, bias.index_a, bias.index_b);
+      drop(q, ld, at, rule.q, bias.index_a, bias.index_b);
       if (share.rows) {
-        shop.along(dp, b.f, at, df_a, Fold<T>{j0 > 0});
-        shop.along(q, to_b.dout, at, dx_a, Fold<T>{j0 > 0});
+        by_rows(crew, at, [&](const Block& part, int worker) {
+          const int from = (part.i - i0) * ld;
+          places[worker].shop.along(dp + from, b.f, part, df_a, Fold<T>{j0 > 0});
+          places[worker].shop.along(q + from, to_b.dout, part, dx_a, Fold<T>{j0 > 0});
+        });
       }
       if (share.columns) {
-        shop.across(dp, a.f, at, df_b, Fold<T>{i0 > 0});
-        shop.across(p, to_a.dout, at, dx_b, Fold<T>{i0 > 0});
+        by_columns<E>(crew, at, [&](const Block& part, int worker) {
+          const int from = part.j - j0;
+          places[worker].shop.across(dp + from, a.f, part, df_b, Fold<T>{i0 > 0});
+          places[worker].shop.across(p + from, to_a.dout, part, dx_b, Fold<T>{i0 > 0});
+        });
       }
     }
   }

@@ -221,11 +221,11 @@ void forward_pairs(
     const bool aligned = a.count > 0 && b.count > 0;
     if (aligned) {
       const int steps = forward_steps<Element<S>>(a.count, b.count, sides.a.x.width, sides.b.x.width);
-      Ahead ahead = sides.ahead(task.next, steps, {}, {}, {all_beta}, {all_alpha});
+      Ahead ahead = task.crew != nullptr ? Ahead() : sides.ahead(task.next, steps, {}, {}, {all_beta}, {all_alpha});
       align_forward<Element<S>, B>(
           a.tokens(Use::contract, Use::sum), b.tokens(Use::contract, Use::sum), share, call.rule_of<T>(task.pair),
           part_of<const B>(call.bias, task.pair, a.index, b.index), to_beta.rows(), to_alpha.rows(), found_a, found_b,
-          arena, ahead);
+          arena, ahead, task.crew);
     }
     auto finish = [aligned](
                       const PairSide<S>& side, const Written<S>& out, const Range& mine, bool is_first, T* lse,
@@ -314,7 +314,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
       const bool aligned = pa.count > 0 && pb.count > 0;
       if (aligned) {
         const int steps = backward_steps<Element<S>>(pa.count, pb.count, sides.a.f.width, sides.a.x.width, sides.b.x.width);
-        Ahead ahead = sides.ahead(task.next, steps, {of_dbeta}, {of_dalpha}, {all_df_a, all_da}, {all_df_b, all_db});
+        Ahead ahead = task.crew != nullptr
+            ? Ahead() : sides.ahead(task.next, steps, {of_dbeta}, {of_dalpha}, {all_df_a, all_da}, {all_df_b, all_db});
         const bool whole = is_whole(pa.count, pb.count);
         align_backward<Element<S>, B>(
             pa.tokens(Use::both, Use::contract), pb.tokens(Use::both, Use::contract), share, call.rule_of<T>(task.pair),
@@ -322,7 +323,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
             pa.arrived(of_beta, of_dbeta, of_lse_a, of_dlse_a, whole || pb.count == 1),
             pb.arrived(of_alpha, of_dalpha, of_lse_b, of_dlse_b, whole || pa.count == 1), to_fa.rows(), to_fb.rows(),
             to_a.rows(), to_b.rows(),
-            part_of<T>(dbias, task.pair, pa.index, pb.index), arena, ahead);
+            part_of<T>(dbias, task.pair, pa.index, pb.index), arena, ahead, task.crew);
       }
       auto finish = [aligned](
                         const PairSide<S>& side, const Range& mine, bool is_first,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "call.h"
+#include "crew.h"
 #include "threads.h"
 
 namespace coalign {
@@ -10,6 +11,7 @@ namespace coalign {
 struct Task {
   int64_t pair, next;  // the pair that the thread will turn to afterwards
   int part, parts;
+  Crew* crew = nullptr;  // to take the pair's steps with
 
   // This part's tokens of a side: an even portion of its blocks. Sides that it does not divide it takes whole.
   Range portion(int count, int at, int of) const {
@@ -30,13 +32,22 @@ struct Task {
   bool first_of_columns() const { return part == (parts == 1 ? 0 : parts / 2); }
 };
 
+// What a pair takes that is worth a crew, some 45 µs on one thread; and how many are in one: portions of a block's rows
+// are 11 or 16.
+constexpr int64_t kWorthCrew = 300000, kMostOfCrew = 8;
+
 // f(task) for every pair, on torch's threads. Enough pairs pay for waking a thread. Where there are too few of them for
-// the threads, and enough work in one, a pair is done in parts: its rows and its columns, and these by blocks. width:
-// of what is contracted.
+// the threads, and enough work in one, a pair of one block is done by a crew, and a longer one in parts: its rows and its
+// columns, and these by blocks. width: of what is contracted.
 template <class F>
 void for_each_pair(const Extent& a, const Extent& b, int64_t width, F&& f) {
   const int64_t pairs = a.pairs(), m = a.length(), n = b.length();
   const int64_t threads = torch::stable::get_num_threads(), blocks = (std::min(m, n) + kBlock - 1) / kBlock;
+  if (0 < pairs && 2 * pairs <= threads && std::max(m, n) <= kBlock && m * n * width > kWorthCrew) {
+    return Crew::led(static_cast<int>(std::min(threads, kMostOfCrew)), [&](Crew& crew) {
+      for (int64_t i = 0; i < pairs; ++i) f(Task{i, i, 0, 1, &crew});
+    });
+  }
   const int64_t half = pairs < threads ? std::min((threads + pairs - 1) / std::max<int64_t>(pairs, 1), blocks) : 1;
   const bool shared = half > 1 || (2 * pairs <= threads && m * n * width > 600000);  // some 40 µs: both make e
   const int64_t parts = shared ? 2 * half : 1, tasks = pairs * parts;
