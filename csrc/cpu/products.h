@@ -51,7 +51,7 @@ __attribute__((noinline)) void dots_block(
   };
   int k = 0;
   for (; k + W <= width; k += W) step([k](const E* p) ALWAYS_INLINE { return load(p + k); });
-  if (k < width) step([k, n = width - k](const E* p) ALWAYS_INLINE { return load_part(p + k, n); });
+  if (k < width) step([width](const E* p) ALWAYS_INLINE { return load_rest(p, width); });
   T total[round_up(COUNT, W)];
   unroll<round_up(COUNT, W) / W>([&](auto c) ALWAYS_INLINE { store(total + c * W, sums<T>(acc + c * W) * scale); });
   unroll<MR>([&](auto i) ALWAYS_INLINE { std::memcpy(out + i * ld, total + i * NR, sizeof(T) * NR); });
@@ -160,7 +160,7 @@ void dots_by_row(const E* const* x, const E* const* y, int count, int width, Sum
       Vec<Sum<E>> total{};
       int k = 0;
       for (; k + W <= width; k += W) total = multiply_add<E>(total, load(u + k), load(v + k));
-      if (k < width) total = multiply_add<E>(total, load_part(u + k, width - k), load_part(v + k, width - k));
+      if (k < width) total = multiply_add<E>(total, load_rest(u, width), load_rest(v, width));
       acc[r] = total;
     }
     store(out + i, sums<Sum<E>>(acc));
@@ -182,7 +182,12 @@ void combine(
       }
       if (whole == width) return;
       detail::with_constant<kBlockColumns>((width - whole + W - 1) / W, [&](auto nv) {
-        detail::combine_block<E, mr, nv, true>(w + r, w_term, y, terms, whole, width, out + r, r, fold, ahead);
+        const int from = width - nv * W;  // columns that are there already are made again, for masks cost more
+        if (from >= 0 && !fold.add) {
+          detail::combine_block<E, mr, nv, false>(w + r, w_term, y, terms, from, width, out + r, r, fold, ahead);
+        } else {
+          detail::combine_block<E, mr, nv, true>(w + r, w_term, y, terms, whole, width, out + r, r, fold, ahead);
+        }
       });
     });
     r += count;

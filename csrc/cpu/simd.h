@@ -141,6 +141,22 @@ ALWAYS_INLINE inline Vec<T> load_part(const T* p, int n) {
 #endif
 }
 
+// What a row of `width` numbers has behind its whole vectors, and 0 in the other lanes; which those are follows from
+// the width. Masked loads take so long on some processors that the row's last whole vector is read instead.
+template <class T>
+ALWAYS_INLINE inline Vec<T> load_rest(const T* row, int width) {
+  const int n = width % lanes<T>;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if (width > lanes<T>) {
+    typedef int32_t Ints __attribute__((vector_size(kVectorBytes), may_alias, aligned(4)));
+    static constexpr int32_t bits[16] = {0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1};
+    const Ints last = *reinterpret_cast<const Ints*>(bits + n * (sizeof(T) / sizeof(int32_t)));
+    return (Vec<T>)((Ints)load(row + width - lanes<T>) & last);
+  }
+#endif
+  return load_part(row + width - n, n);
+}
+
 // The first n numbers of v, n < 2 HALF, by halves of halves: masked stores are slow without registers for masks.
 template <int HALF, class T, class V>
 ALWAYS_INLINE inline void store_halves(T* p, V v, int n) {
