@@ -9,6 +9,7 @@ if __name__ == "kernels":
 from .api import SoftAlignment, SoftAlignmentWithLse, explain, soft_align, soft_align_packed
 from .decompositions import decompositions
 from .dispatch import BackendUnavailable
+from .flops import flop_formulas
 from .matches import Matches, dual_softmax_matches
 from .names import BACKENDS
 from .one_way import soft_align_one_way
@@ -26,6 +27,7 @@ __all__ = [
     "dual_softmax",
     "dual_softmax_matches",
     "explain",
+    "flop_formulas",
     "soft_align",
     "soft_align_one_way",
     "soft_align_packed",
