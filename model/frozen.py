@@ -296,8 +296,10 @@ class FrozenDecomposableAttention(nn.Module):
             raise ValueError(
                 f"{path} holds no frozen model ({FORMAT}), but {metadata.get('format') or 'other tensors'}"
             )
-        padding_idx = metadata.get("padding_idx")
         _check_shapes(str(path), state)
+        padding_idx = metadata.get("padding_idx") or None
+        if padding_idx is not None and not (padding_idx.isdecimal() and int(padding_idx) < len(state["table"])):
+            raise ValueError(f"{path}: padding_idx must be a row of the table, not {padding_idx!r}")
         if (dtype := state["table"].dtype) not in DTYPES:
             raise ValueError(f"{path}: table must be {' or '.join(map(str, DTYPES))}, not {dtype}")
         for name, t in state.items():
@@ -306,7 +308,7 @@ class FrozenDecomposableAttention(nn.Module):
                 raise ValueError(f"{path}: {name} must be {expected}, not {t.dtype}")
         made = cls.__new__(cls)
         nn.Module.__init__(made)
-        made._set_up(state, int(padding_idx) if padding_idx else None, backend)
+        made._set_up(state, None if padding_idx is None else int(padding_idx), backend)
         return made
 
     # What is derived is this machine's: moving or casting the buffers leaves it behind, and so does pickling.

@@ -181,6 +181,8 @@ GOOD = '{"gold_label": "neutral", "sentence1": "a", "sentence2": "b"}'
          "line 2", "open up to line 10924: field larger than field limit"),
         ("x.csv", ["premise,hypothesis,label", 'a,"b,neutral', "a,b,neutral", '"a, b",c,neutral'],
          "line 2", "open up to line 4: ',' expected"),
+        ("x.csv", ["premise,hypothesis,label", "a,b,-", '"a\nb",c'], "line 3", "found 2 columns where the first line"),
+        ("x.csv", ["premise,hypothesis,label", '"a\nb\nc",d,perhaps'], "line 2", "the label 'perhaps' is none of"),
         ("x.csv", ["premise,hypothesis,label", "a" * 1_000_000 + ",b,neutral"], "line 2", "larger than field limit"),
         ("x.pdf", [GOOD], "", "must end in one of .jsonl"),
     ],

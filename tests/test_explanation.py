@@ -128,6 +128,22 @@ def test_a_sentence_that_is_cut_is_said_to_be(tmp_path, null_token):
     assert "words cut from the hypothesis&#x27;s end" in (tmp_path / "x.html").read_text()
 
 
+def test_a_picture_says_what_is_not_read(tmp_path):
+    """As the terminal and the page do."""
+    from matplotlib.figure import Figure
+
+    written = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "supxlabel", lambda figure, text, **options: written.append(text))
+        plot_explanation(explain_pair(made(), *TEXTS[0]), tmp_path / "x.png")
+        cut = explain_pair(made(replace(SMALL, max_tokens=3)), "a dog sleeps", "a dog sleeps here")
+        plot_explanation(cut, tmp_path / "x.svg")
+        plot_explanation(explain_pair(made(), "a", "a"), tmp_path / "x.pdf")
+    assert len(written) == 2
+    assert written[0].startswith("not in the vocabulary: ")
+    assert written[1].startswith("words cut from the hypothesis's end")
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize(
     ("premise", "hypothesis"),
@@ -225,7 +241,7 @@ def test_a_plot(run, tmp_path):
     assert "nonesuch" in shown.stderr
 
 
-@pytest.mark.parametrize("name", ["nowhere/x.html", "nowhere/x.png", ".", "x" * 250 + ".svg"])
+@pytest.mark.parametrize("name", ["nowhere/x.html", "nowhere/x.png", ".", "x" * 250 + ".svg", "x.bmpp", "x"])
 def test_where_nothing_can_be_written_is_said_before_anything_is_read(tmp_path, name):
     """Here there is no model either."""
     shown = CliRunner().invoke(app, ["explain", str(tmp_path / "nonesuch"), "a", "b", "--out", str(tmp_path / name)])

@@ -1,7 +1,6 @@
-"""The frozen model against the model: plain PyTorch and C++, every form of input, hostile ones, files."""
+"""The frozen model against the model: plain PyTorch and C++, every form of input, hostile ones."""
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from coalign.model import frozen as frozen_module
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import coalign
-from coalign import DecomposableAttention, FrozenDecomposableAttention, PairBatch
+from coalign import DecomposableAttention, PairBatch
 
 PAD = 1
 ROUTES = ("native", "reference")
@@ -276,59 +275,6 @@ def test_autocast_does_not_round_the_table():
     assert torch.equal(made.table, expected.table)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("padding_idx", [PAD, 0, None])
-def test_saved_and_loaded(tmp_path, dtype, padding_idx):
-    made = model(padding_idx=padding_idx).freeze(dtype)
-    made.save(tmp_path / "frozen.safetensors")
-    again = FrozenDecomposableAttention.load(tmp_path / "frozen.safetensors")
-    assert again.padding_idx == padding_idx
-    assert torch.equal(again(PADDED), made(PADDED))
-    assert repr(again) == repr(made)
-    assert torch.equal(pickle.loads(pickle.dumps(made))(PADDED), made(PADDED))
-
-
-def test_a_folder_that_is_missing_is_the_systems_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nonesuch"):
-        model().freeze().save(tmp_path / "nonesuch/frozen.safetensors")
-
-
-def test_pickled_and_copied():
-    """As a process pool or torch.save does it; packed weights stay behind, for another machine may pack otherwise."""
-    made = model().freeze()
-    expected = made(PAIRS)
-    for again in (pickle.loads(pickle.dumps(made)), copy.deepcopy(made)):
-        assert again._kept == ((), None, None)
-        assert torch.equal(again(PAIRS), expected)
-
-
-def test_files_that_are_none(tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    path = tmp_path / "frozen.safetensors"
-    model().freeze().save(path)
-    state, metadata = load_file(path), {"format": "coalign.frozen/1"}
-    save_file(state, tmp_path / "other")
-    with pytest.raises(ValueError, match="holds no frozen model"):
-        FrozenDecomposableAttention.load(tmp_path / "other")
-    first, bias = state["first_weight"], state["output_bias"]
-    for others, message in (
-        ({k: v for k, v in state.items() if k != "table"}, "must hold"),
-        (state | {"first_weight": first[:, 1:].contiguous()}, r"first_weight must be \(20, 40\)"),
-        (state | {"first_weight": first.bfloat16()}, "first_weight must be torch.float32, not torch.bfloat16"),
-        (state | {"output_bias": bias.double()}, "output_bias must be torch.float32, not torch.float64"),
-        ({k: v.half() for k, v in state.items()}, "table must be torch.float32 or torch.bfloat16, not torch.float16"),
-    ):
-        save_file(others, tmp_path / "others", metadata)
-        with pytest.raises(ValueError, match=message):
-            FrozenDecomposableAttention.load(tmp_path / "others")
-    (tmp_path / "cut").write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
-        FrozenDecomposableAttention.load(tmp_path / "cut")
-    with pytest.raises(OSError, match="absent"):
-        FrozenDecomposableAttention.load(tmp_path / "absent")
-
-
 def test_weights_loaded_or_cast_later_are_used():
     """The packed copies of the weights are made anew."""
     one, other = model(seed=0).freeze(), model(seed=5).freeze()
@@ -373,15 +319,6 @@ def test_strided_tables_and_offsets():
     assert torch.equal(of(PAIRS), expected)
     strided = [torch.stack([t, t], 1)[:, 0] for t in (PAIRS.offsets_a, PAIRS.offsets_b)]
     assert torch.equal(of(PairBatch(PAIRS.ids_a, PAIRS.ids_b, *strided)), expected)
-
-
-def test_cast_models_are_saved_where_they_can_be_loaded(tmp_path):
-    of = model().freeze().to(torch.bfloat16)
-    of.save(tmp_path / "m.safetensors")
-    loaded = FrozenDecomposableAttention.load(tmp_path / "m.safetensors")
-    assert torch.equal(loaded(PAIRS), of(PAIRS))
-    with pytest.raises(ValueError, match=r"saved in torch.float32 or torch.bfloat16, not in torch.float16"):
-        model().freeze().half().save(tmp_path / "half.safetensors")
 
 
 def test_memory_is_stated():

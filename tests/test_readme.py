@@ -1,4 +1,4 @@
-"""The code of the README and of the pages in docs/ runs as it stands."""
+"""The code of the README and of the pages in docs/ runs as it stands, and what they link and quote is there."""
 
 import re
 from pathlib import Path
@@ -37,3 +37,20 @@ def test_pages_and_files_that_are_linked_exist():
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
     assert len(PAGES) >= 5
+
+
+def test_what_the_readme_says_of_a_gpu_is_in_its_tables():
+    """Its sentences quote tables that are held against the stored results themselves (test_benchmarks.py)."""
+    of_gpu = (ROOT / "docs/performance.md").read_text().split("## On an H200")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in of_gpu.splitlines() if line.startswith("| ")]
+    frozen = next(row for row in rows if row[1] == "frozen, bfloat16")
+    rate, ratio = int(frozen[3].replace(",", "")) / 1e6, float(frozen[7])
+    calls = [float(row[4]) for row in rows if row[1] in ("forward", "both")]
+    graphs = [float(row[4]) for row in rows if row[1].endswith(", graph")]
+    said = " ".join((ROOT / "README.md").read_text().split())
+    for sentence in (
+        f"classifies {rate:.1f} million pairs a second, {ratio:.1f} times as many as d2l's model at its fastest",
+        f"single calls are {min(calls):.2f} to {max(calls):.2f} times as fast as PyTorch's",
+        f"the operator is {min(graphs):.1f} to {max(graphs):.1f} times as fast",
+    ):
+        assert sentence in said

@@ -57,7 +57,7 @@ def _among(present: Mapping[str, object] | list[str], wanted: str | None, usual:
 
 
 class Row(NamedTuple):
-    """One line's texts and label as they stand there, and its number from 1. label: "" where there is none."""
+    """A row's texts and label as they stand there, and its first line's number. label: "" where there is none."""
 
     number: int
     premise: str
@@ -184,19 +184,19 @@ def _json_rows(lines: _Lines, columns: Columns) -> Iterator[Row]:
 
 
 def _tab_rows(lines: _Lines, columns: Columns) -> Iterator[Row]:
-    return _table_rows(lines, (line.rstrip("\r\n").split("\t") for line in lines), columns)
+    return _table_rows(lines, ((lines.number, line.rstrip("\r\n").split("\t")) for line in lines), columns)
 
 
 def _comma_rows(lines: _Lines, columns: Columns) -> Iterator[Row]:
     return _table_rows(lines, _comma_table(lines), columns)
 
 
-def _comma_table(lines: _Lines) -> Iterator[list[str]]:
-    """The cells of each row. What is wrong within quotes that go over several lines is told of the row's first line."""
+def _comma_table(lines: _Lines) -> Iterator[tuple[int, list[str]]]:
+    """Each row's first line, for quotes may go over several, and its cells. What is wrong is told of that line."""
     begun = 1
     try:
         for cells in csv.reader(lines, strict=True):
-            yield cells
+            yield begun, cells
             begun = lines.number + 1
     except csv.Error as reason:
         if begun >= lines.number:
@@ -205,15 +205,16 @@ def _comma_table(lines: _Lines) -> Iterator[list[str]]:
         raise csv.Error(f"a quote in the row that begins here is open up to line {reached}: {reason}") from None
 
 
-def _table_rows(lines: _Lines, table: Iterator[list[str]], columns: Columns) -> Iterator[Row]:
-    header = next(table, None)
+def _table_rows(lines: _Lines, table: Iterator[tuple[int, list[str]]], columns: Columns) -> Iterator[Row]:
+    _, header = next(table, (0, None))
     if header is None:
         raise ValueError("the file is empty; expected a line of column names")
     names = columns.among(header)
     places = [header.index(name) for name in names]
     premise_text, hypothesis_text = text_reader(names[0]), text_reader(names[1])
-    for cells in table:
+    for number, cells in table:
         if not max(places) < len(cells) <= len(header):
+            lines.number = number
             raise ValueError(f"found {len(cells)} columns where the first line names {len(header)}")
         premise, hypothesis, label = (cells[place] for place in places)
-        yield Row(lines.number, premise_text(premise), hypothesis_text(hypothesis), label)
+        yield Row(number, premise_text(premise), hypothesis_text(hypothesis), label)

@@ -18,7 +18,6 @@ from .demo import BUDGET, Outcome
 from .explain_command import explain
 from .kernels import BackendUnavailable
 from .lexical import align_words
-from .model.atomic import check_writable
 from .model.nli import DataError, Pair, Vocabulary, read_snli
 from .model.nli.examples import example_pairs
 from .predict import predict
@@ -180,13 +179,13 @@ def align(
     backend: BackendOption = None,
 ) -> None:
     """Align two sentences and draw it. Words match by their spelling: nothing here is trained."""
-    from .draw import plot_alignment, print_alignment
+    from .draw import check_picture, plot_alignment, print_alignment
 
     if lower:
         premise, hypothesis = premise.lower(), hypothesis.lower()
     try:
         if plot is not None:
-            check_writable(plot)
+            check_picture(plot)
         alignment = align_words(premise.split(), hypothesis.split(), scale, backend)
         print_alignment(alignment, console)
         if plot is not None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from .model.atomic import replacing
+from .model.atomic import check_writable, replacing
 
 
 class Alignment(Protocol):
@@ -123,12 +123,26 @@ def plot_weights(figure: Any, places: Any, alignment: Alignment) -> None:
     figure.colorbar(image, ax=list(places), label="weight", shrink=0.9)
 
 
-def save(figure: Any, path: Path) -> None:
-    """Write a figure, at 150 dots an inch or, where it is large, no more than 8000 dots wide or high.
+def check_picture(path: Path) -> None:
+    """Raise what writing a picture would, before there is one.
 
-    Raises ValueError where the name has no ending: matplotlib would write another file than the one named.
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: the name's ending is no format's that matplotlib writes; without one it would write another file.
+        OSError: the file can't be written.
     """
     if not path.suffix:
         raise ValueError(f"{path} has no ending that names a format; try {path.name}.png")
+    if path.suffix[1:].lower() not in new_figure(1, 1).canvas.get_supported_filetypes():
+        raise ValueError(f"{path}: {path.suffix} is no format of pictures; try .png, .svg or .pdf")
+    check_writable(path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure, at 150 dots an inch or, where it is large, no more than 8000 dots wide or high.
+
+    Raises what `check_picture` does.
+    """
+    check_picture(path)
     with replacing(path) as unfinished:
         figure.savefig(unfinished, format=path.suffix[1:], dpi=min(150.0, 8000 / max(figure.get_size_inches())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 
 from rich.console import Console
 from rich.table import Table
@@ -73,6 +74,8 @@ def plot_explanation(found: Explanation, path: Path) -> None:
     m, n = len(found.premise), len(found.hypothesis)
     figure = new_figure(max(9.0, 4 + 0.9 * n), 3 + 0.38 * m + 0.3 * max(m, n))
     figure.suptitle(summary(found), fontweight="bold", parse_math=False)
+    if lines := [part for line in remarks(found) for part in wrap(line, round(12 * figure.get_figwidth()))]:
+        figure.supxlabel("\n".join(lines), fontsize=9, color="dimgray", parse_math=False)
     maps, bars = figure.subplots(2, 2, height_ratios=[2 + 0.38 * m, 1 + 0.3 * max(m, n)])
     plot_weights(figure, maps, found)
     for axes, (name, words, values) in zip(bars, sides(found), strict=True):

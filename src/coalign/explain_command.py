@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .draw import check_picture
 from .draw_explanation import cuts, plot_explanation, print_explanation
 from .draw_html import page
 from .kernels import BackendUnavailable
@@ -26,14 +27,15 @@ def explain(
     backend: BackendOption = None,
 ) -> None:
     """Show how a trained model aligns two sentences, and what each word contributes to its answer."""
+    is_page = out is not None and out.suffix.lower() in (".html", ".htm")
     try:
         if out is not None:
-            check_writable(out)
+            (check_writable if is_page else check_picture)(out)
         found = explain_pair(load_checkpoint(model), premise, hypothesis, backend=backend)
         if out is None:
             print_explanation(found, console)
             return
-        if out.suffix.lower() in (".html", ".htm"):
+        if is_page:
             with replacing(out) as unfinished:
                 unfinished.write_text(page(found), encoding="utf-8")
         else:
