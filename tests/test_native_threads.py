@@ -22,6 +22,7 @@ CASES = {
     "one of a block": {"pairs": 1, "m": 50, "n": 47, "width": 200},
     "one of a whole block": {"pairs": 1, "m": 64, "n": 64, "width": 333},
     "few of a block": {"pairs": 3, "m": 39, "n": 61, "width": 150, "mask": True},
+    "more of a block": {"pairs": 7, "m": 61, "n": 58, "width": 200},
     "large scores": {"pairs": 1, "m": 61, "n": 64, "width": 200, "scale": 30.0},
     "with dropout": {"pairs": 2, "m": 64, "n": 57, "width": 150, "mask": True, **DROPS},
 }

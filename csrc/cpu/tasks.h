@@ -43,8 +43,9 @@ template <class F>
 void for_each_pair(const Extent& a, const Extent& b, int64_t width, F&& f) {
   const int64_t pairs = a.pairs(), m = a.length(), n = b.length();
   const int64_t threads = torch::stable::get_num_threads(), blocks = (std::min(m, n) + kBlock - 1) / kBlock;
-  if (0 < pairs && 2 * pairs <= threads && std::max(m, n) <= kBlock && m * n * width > kWorthCrew) {
-    return Crew::led(static_cast<int>(std::min(threads, kMostOfCrew)), [&](Crew& crew) {
+  const int64_t in_crew = std::min(threads, kMostOfCrew);  // which does one pair after another
+  if (0 < pairs && 2 * pairs <= in_crew && std::max(m, n) <= kBlock && m * n * width > kWorthCrew) {
+    return Crew::led(static_cast<int>(in_crew), [&](Crew& crew) {
       for (int64_t i = 0; i < pairs; ++i) f(Task{i, i, 0, 1, &crew});
     });
   }
