@@ -52,9 +52,7 @@ __attribute__((noinline)) void dots_block(
   int k = 0;
   for (; k + W <= width; k += W) step([k](const E* p) ALWAYS_INLINE { return load(p + k); });
   if (k < width) step([width](const E* p) ALWAYS_INLINE { return load_rest(p, width); });
-  T total[round_up(COUNT, W)];
-  unroll<round_up(COUNT, W) / W>([&](auto c) ALWAYS_INLINE { store(total + c * W, sums<T>(acc + c * W) * scale); });
-  unroll<MR>([&](auto i) ALWAYS_INLINE { std::memcpy(out + i * ld, total + i * NR, sizeof(T) * NR); });
+  store_sums<MR, NR>(acc, scale, out, ld);
 }
 
 // Columns from `from` to `to`, NV vectors at a time; of PART, the last of them may lack some lanes: a load of a part

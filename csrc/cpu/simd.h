@@ -250,10 +250,30 @@ ALWAYS_INLINE inline Vec<T> fold(Vec<T> a, Vec<T> b, OP op, std::index_sequence<
   return op(__builtin_shufflevector(a, b, from(I, 0)...), __builtin_shufflevector(a, b, from(I, 1)...));
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// The lanes of each of four vectors as one number. The first stage folds halves, and the others work with these: where
+// the processor makes vectors of halves, a shuffle across them takes as long as eight others.
+template <class OP>
+ALWAYS_INLINE inline __m128 reduce_four(const Vec<float>* v, OP op) {
+  __m128 half[4];
+  unroll<4>([&](auto i) ALWAYS_INLINE {
+    half[i] = op(_mm256_castps256_ps128((__m256)v[i]), _mm256_extractf128_ps((__m256)v[i], 1));
+  });
+  const __m128 a = op(_mm_unpacklo_ps(half[0], half[1]), _mm_unpackhi_ps(half[0], half[1]));
+  const __m128 b = op(_mm_unpacklo_ps(half[2], half[3]), _mm_unpackhi_ps(half[2], half[3]));
+  return op(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
+}
+#endif
+
 // Lane l of the result is all lanes of v[l] added up, or their maximum: a transpose and a reduction in one tree, with
 // the widest shuffles last, for they are the slowest. v is spoilt.
 template <class T, class OP, int HALF = 1>
 ALWAYS_INLINE inline Vec<T> reduce(Vec<T>* v, OP op) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm256_insertf128_ps(_mm256_castps128_ps256(reduce_four(v, op)), reduce_four(v + 4, op), 1);
+  }
+#endif
   constexpr int COUNT = lanes<T> / 2 / HALF;
   unroll<COUNT>([&](auto i) ALWAYS_INLINE {
     v[i] = fold<T, HALF>(v[2 * i], v[2 * i + 1], op, std::make_index_sequence<lanes<T>>{});
@@ -267,12 +287,32 @@ ALWAYS_INLINE inline Vec<T> reduce(Vec<T>* v, OP op) {
 
 template <class T>
 ALWAYS_INLINE inline Vec<T> sums(Vec<T>* v) {
-  return reduce<T>(v, [](Vec<T> a, Vec<T> b) ALWAYS_INLINE { return a + b; });
+  return reduce<T>(v, [](auto a, auto b) ALWAYS_INLINE { return a + b; });
+}
+
+// out[i * ld + j] = scale times all lanes of v[i * COLUMNS + j] added up, j < COLUMNS. v has whole vectors of vectors, and
+// is spoilt.
+template <int ROWS, int COLUMNS, class T>
+ALWAYS_INLINE inline void store_sums(Vec<T>* v, T scale, T* out, int ld) {
+  constexpr int W = lanes<T>, COUNT = ROWS * COLUMNS;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4 && COLUMNS == 2) {
+    unroll<(ROWS + 1) / 2>([&](auto i) ALWAYS_INLINE {
+      const __m128 two = reduce_four(v + 4 * i, [](auto a, auto b) ALWAYS_INLINE { return a + b; }) * scale;
+      _mm_storel_pi(reinterpret_cast<__m64*>(out + 2 * i * ld), two);
+      if constexpr (2 * i + 1 < ROWS) _mm_storeh_pi(reinterpret_cast<__m64*>(out + (2 * i + 1) * ld), two);
+    });
+    return;
+  }
+#endif
+  T total[round_up(COUNT, W)];
+  unroll<round_up(COUNT, W) / W>([&](auto c) ALWAYS_INLINE { store(total + c * W, sums<T>(v + c * W) * scale); });
+  unroll<ROWS>([&](auto i) ALWAYS_INLINE { std::memcpy(out + i * ld, total + i * COLUMNS, sizeof(T) * COLUMNS); });
 }
 
 template <class T>
 ALWAYS_INLINE inline Vec<T> maxima(Vec<T>* v) {
-  return reduce<T>(v, [](Vec<T> a, Vec<T> b) ALWAYS_INLINE { return max<T>(a, b); });
+  return reduce<T>(v, [](auto a, auto b) ALWAYS_INLINE { return a > b ? a : b; });
 }
 
 // The highest lane.
