@@ -181,7 +181,7 @@ void combine(
       if (whole == width) return;
       detail::with_constant<kBlockColumns>((width - whole + W - 1) / W, [&](auto nv) {
         const int from = width - nv * W;  // columns that are there already are made again, for masks cost more
-        if (from >= 0 && !fold.add) {
+        if (from >= 0 && (!fold.add || from == whole)) {
           detail::combine_block<E, mr, nv, false>(w + r, w_term, y, terms, from, width, out + r, r, fold, ahead);
         } else {
           detail::combine_block<E, mr, nv, true>(w + r, w_term, y, terms, whole, width, out + r, r, fold, ahead);
