@@ -11,7 +11,7 @@
 
 #include <algorithm>
 
-#include "simd.h"
+#include "exponentials.h"
 
 namespace coalign {
 
