@@ -30,6 +30,7 @@ def test_saved_and_loaded(tmp_path, dtype, padding_idx):
     assert again.padding_idx == padding_idx
     assert torch.equal(again(PADDED), made(PADDED))
     assert repr(again) == repr(made)
+    assert torch.equal(pickle.loads(pickle.dumps(made))(PADDED), made(PADDED))
 
 
 def test_a_folder_that_is_missing_is_the_systems_error(tmp_path):
@@ -62,7 +63,11 @@ def test_cast_models_are_saved_where_they_can_be_loaded(tmp_path):
         ({}, {"format": "other"}, "holds no frozen model"),
         ({"table": None}, {}, "must hold"),
         ({"first_weight": torch.zeros(20, 39)}, {}, r"first_weight must be \(20, 40\)"),
-        ({"first_weight": torch.zeros(20, 40).bfloat16()}, {}, "first_weight must be torch.float32, not torch.bf"),
+        (
+            {"first_weight": torch.zeros(20, 40).bfloat16()},
+            {},
+            "first_weight must be torch.float32, not torch.bfloat16",
+        ),
         ({"output_bias": torch.zeros(3).double()}, {}, "output_bias must be torch.float32, not torch.float64"),
         ({"table": torch.zeros(60, 60).half()}, {}, "table must be torch.float32 or torch.bfloat16, not torch.float16"),
         ({}, {"padding_idx": "one"}, "padding_idx must be a row of the table, not 'one'"),
