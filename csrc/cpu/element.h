@@ -40,6 +40,9 @@ ALWAYS_INLINE inline Vec<Sum<E>> multiply_add(Vec<Sum<E>> sum, Vec<E> a, Vec<E> 
 #elif defined(__FMA__) && !defined(EMULATED_WIDE_VECTORS)
     if constexpr (std::is_same_v<E, float>) return (Vec<E>)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)sum);
     if constexpr (std::is_same_v<E, double>) return (Vec<E>)_mm_fmadd_pd((__m128d)a, (__m128d)b, (__m128d)sum);
+#elif defined(__aarch64__)
+    if constexpr (std::is_same_v<E, float>) return (Vec<E>)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
+    if constexpr (std::is_same_v<E, double>) return (Vec<E>)vfmaq_f64((float64x2_t)sum, (float64x2_t)a, (float64x2_t)b);
 #endif
     return sum + a * b;
   } else {

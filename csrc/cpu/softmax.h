@@ -151,7 +151,7 @@ bool shared_weights(
   for (int j = 0; j < columns; j += W) consider(across[j / W]);
   if (!(highest<T>(high) <= kModest<T> && highest<T>(depth) <= kModest<T>)) return false;  // NaN too
   Vec<T> most_across[ROOM / W];
-  std::copy_n(across, columns / W, most_across);
+  for (int j = 0; j < columns / W; ++j) most_across[j] = across[j];
 
   sweep(
       T(0),
