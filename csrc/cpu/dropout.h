@@ -36,9 +36,15 @@ class Dropout {
       const uint32_t key = mix(mix((uint32_t)run ^ first_) + second_ + mix((uint32_t)(run >> 32)));
       const uint32_t first = (uint32_t)((uint64_t)from % kRun);
       const int64_t n = count < kRun - first ? count : kRun - first;
+      // one number depends on no other, even if out is x: left to themselves, some compilers take them one by one then
+#if defined(__clang__)
+#pragma clang loop vectorize(assume_safety)
+#else
+#pragma GCC ivdep
+#endif
       for (int64_t i = 0; i < n; ++i) {
-        const T value = mix((first + (uint32_t)i) ^ key) >= least_ ? widen(x[i]) * scale : T(0);
-        narrow(value, out + i);
+        const T value = widen(x[i]) * scale;
+        narrow(mix((first + (uint32_t)i) ^ key) >= least_ ? value : T(0), out + i);
       }
       from += n, x += n, out += n, count -= n;
     }
