@@ -46,10 +46,8 @@ inline Terms terms_of(const float* x, int ld, int rows, int width, Arena& arena)
   return {numbers, places, ends, room, chains, total};
 }
 
-// Whether `total` is at most so many sixteenths of all numbers.
-inline bool few(int64_t total, int rows, int width, int64_t sixteenths) {
-  return 16 * total <= sixteenths * rows * width;
-}
+// Whether `total` of all numbers are so few that lists pay.
+inline bool few(int64_t total, int rows, int width) { return 16 * total <= int64_t{9} * rows * width; }
 
 // How many of the same rows' numbers are not 0.
 inline int64_t count_nonzero(const float* x, int ld, int rows, int width) {
@@ -83,9 +81,15 @@ __attribute__((noinline)) void tile_of_terms(
     ends[r] = terms.ends + static_cast<std::size_t>(i + r) * terms.chains;
     unroll<V>([&](auto v) ALWAYS_INLINE { acc[r][v] = load(first + v * W); });
   });
+  // A place is read a number ahead, for weights can't be asked for before it is there; of the last, what stands behind it.
+  std::ptrdiff_t next[MR];
+  unroll<MR>([&](auto r) ALWAYS_INLINE { next[r] = places[r][0]; });
   auto add = [&](auto r, std::ptrdiff_t k) ALWAYS_INLINE {
     const Vec<float> number = fill(numbers[r][k]);
-    const std::ptrdiff_t place = places[r][k] * row;
+    const std::ptrdiff_t place = next[r] * row;
+    std::ptrdiff_t ahead = places[r][k + 1];
+    asm("" : "+r"(ahead));  // now, not where it is used
+    next[r] = ahead;
     unroll<V>([&](auto v) ALWAYS_INLINE {
       acc[r][v] = multiply_add<float>(acc[r][v], load(panels[v / NV] + place + v % NV * W), number);
     });
@@ -119,7 +123,7 @@ void rectified_tiles(const E* x, int ld, int rows, const Layer<E>& layer, A& ahe
     const Arena::Mark mark = arena.mark();
     if (layer.panels != nullptr && layer.finite()) {
       const Terms terms = terms_of(x, ld, rows, layer.in, arena);
-      if (few(terms.total, rows, layer.in, 9)) {
+      if (few(terms.total, rows, layer.in)) {
         for_each_panel<E, kPanelsTogether>(layer.padded_out(), [&](int d, int vectors, int together) {
           detail::with_constant<kBlockColumns>(vectors, [&](auto nv) {
             detail::with_constant<kPanelsTogether>(together, [&](auto g) {
@@ -151,7 +155,7 @@ inline bool sum_of_few(
     const float* g, int ldg, int out, const float* x, int ldx, int rows, int width, bool add, float* sums, Ahead& ahead,
     Arena& arena) {
   constexpr int W = lanes<float>, MOST = 5;  // vectors whose rows stay in the first-level cache
-  if (!few(count_nonzero(g, ldg, rows, out), rows, out, 7)) return false;  // shorter lists, and sums to be read
+  if (!few(count_nonzero(g, ldg, rows, out), rows, out)) return false;
   for (int r = 0; r < rows; ++r) {
     if (!all_finite(x + static_cast<std::size_t>(r) * ldx, round_up(width, W))) return false;
   }
@@ -173,9 +177,12 @@ inline bool sum_of_few(
           unroll<mr>([&](auto r) ALWAYS_INLINE {
             unroll<nv>([&](auto v) ALWAYS_INLINE {
               float* to = sums + static_cast<std::size_t>(o + r) * width + d + v * W;
-              const int n = std::min(W, width - d - v * W);
               const Vec<float> sum = load(found + (r * nv + v) * W);
-              store_part(to, add ? sum + load_part(to, n) : sum, n);
+              if (const int n = width - d - v * W; n < W) {
+                store_part(to, add ? sum + load_part(to, n) : sum, n);
+              } else {
+                store(to, add ? sum + load(to) : sum);
+              }
             });
           });
         });
