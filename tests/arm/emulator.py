@@ -99,11 +99,12 @@ class Machine:
         return 0
 
     def _processors(self, _: int, __: int, to: int, *___: int) -> int:
+        """The set of processors to run on: the first."""
         self._processor.mem_write(to, struct.pack("<Q", 1))
         return 8
 
 
-CALLS = {
+CALLS = {  # by the numbers that Linux has for them on ARM
     63: Machine._read,
     64: Machine._write,
     93: Machine._exit,
