@@ -178,12 +178,9 @@ inline bool sum_of_few(
           unroll<mr>([&](auto r) ALWAYS_INLINE {
             unroll<nv>([&](auto v) ALWAYS_INLINE {
               float* to = sums + static_cast<std::size_t>(o + r) * width + d + v * W;
+              const int n = std::min(W, width - d - v * W);
               const Vec<float> sum = load(found + (r * nv + v) * W);
-              if (const int n = width - d - v * W; n < W) {
-                store_part(to, add ? sum + load_part(to, n) : sum, n);
-              } else {
-                store(to, add ? sum + load(to) : sum);
-              }
+              store_part(to, add ? sum + load_part(to, n) : sum, n);
             });
           });
         });

@@ -132,6 +132,7 @@ ALWAYS_INLINE inline Vec<T> load_part(const T* p, int n) {
   if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
   if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
 #elif defined(__AVX2__)
+  if (n == lanes<T>) return load(p);
   if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_maskload_ps(reinterpret_cast<const float*>(p), first_lanes<T>(n));
   if constexpr (sizeof(T) == 8) return (Vec<T>)_mm256_maskload_pd(p, first_lanes<T>(n));
 #else
