@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from coalign.kernels.native import build
 
 import coalign
 
@@ -20,7 +21,6 @@ from arm.emulator import Machine
 
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent / "arm"
-FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Werror", "-Wno-psabi")
 # m, n, widths of f, a and b
 SHAPES = [(1, 1, 1, 1, 1), (2, 3, 5, 7, 4), (15, 8, 200, 100, 33), (50, 47, 64, 24, 40), (64, 64, 31, 17, 16)]
 LONG = [(65, 129, 40, 24, 17), (1, 90, 13, 5, 6)]
@@ -31,7 +31,8 @@ def program(pytestconfig, tmp_path_factory):
     cache = pytestconfig.cache.mkdir("zig")  # of what its C++ library is made of: minutes
     path = tmp_path_factory.mktemp("arm") / "align"
     target = ("-target", "aarch64-linux-musl", "-mcpu=neoverse_n1", "-static")
-    command = [sys.executable, "-m", "ziglang", "c++", *target, *FLAGS, f"-I{HERE}", f"-I{ROOT / 'csrc'}"]
+    flags = ("-Wall", "-Werror", *build.FLAGS, f"-I{HERE}", f"-I{ROOT / 'csrc'}")
+    command = [sys.executable, "-m", "ziglang", "c++", *target, *flags]
     built = subprocess.run(
         [*command, str(HERE / "align.cpp"), "-o", str(path)],
         env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(cache), "ZIG_LOCAL_CACHE_DIR": str(cache)},

@@ -32,7 +32,7 @@ import torch
 SOURCES = ("cpu/ops.cpp", "cpu/frozen.cpp", "cpu/inference.cpp", "cpu/mlp.cpp")
 # a product's loop of some hundred bytes takes up to 9 % longer where it begins in the middle of a line of the cache
 _LOOPS = "-falign-loops=64"
-_FLAGS = ("-std=c++20", "-O3", _LOOPS, "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+FLAGS = ("-std=c++20", "-O3", _LOOPS, "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # torch 2.11: later versions keep its ABI
 _NINJA = """\
 rule compile
@@ -201,7 +201,7 @@ def _key(root: Path, sources: tuple[str, ...], tools: Toolchain) -> str:
 
 
 def _cpp() -> Toolchain:
-    return Toolchain("C++", compiler(), (*_FLAGS, *_processor_flags(), TARGET, *own_flags()), _processor())
+    return Toolchain("C++", compiler(), (*FLAGS, *_processor_flags(), TARGET, *own_flags()), _processor())
 
 
 def own_flags() -> list[str]:
