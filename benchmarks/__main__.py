@@ -22,13 +22,14 @@ from .model_cases import ModelCase, Subject, random_subject
 from .suites import SUITES
 from .targets import Direction
 
+app = typer.Typer(add_completion=False)
 console = Console() if Console().is_terminal else Console(width=130)
-
 
 Item = TypeVar("Item")
 Named = TypeVar("Named", Case, ModelCase, layers.LayerCase)
 
 
+@app.command()
 def main(
     suite: Annotated[str, typer.Option(help=f"which cases: {', '.join(SUITES)}")] = "",
     only: Annotated[str, typer.Option(help="cases whose name holds this")] = "",
@@ -318,4 +319,4 @@ def _compare(before: Path, after: Path) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app(prog_name="python -m benchmarks")

@@ -220,6 +220,11 @@ def test_bench_ends_as_the_benchmarks_do(run, tmp_path):
     assert run("bench", "--suite", "nonesuch").exit_code == 2
 
 
+def test_bench_calls_itself_as_it_was_called(capfd, run):
+    assert run("bench", "--help").exit_code == 0
+    assert "Usage: coalign bench [OPTIONS]" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(("found", "status"), [(([], []), 0), (([], ["it spills"]), 1)], ids=["sound", "faulty"])
 def test_kernels_fails_where_one_of_them_is_faulty(run, monkeypatch, found, status):
     cases = [SimpleNamespace(name=f"kernel {k}", arithmetic="half") for k in range(len(found))]

@@ -241,8 +241,8 @@ def bench(context: typer.Context) -> None:
         fail("the benchmarks are in the repository, not in the package: clone it and pip install -e .")
     # found there, but run here: paths among the arguments are the caller's, but no modules are
     start = (
-        "import runpy, sys; sys.path = [sys.argv.pop(1), *filter(None, sys.path)]; "
-        "runpy.run_module('benchmarks', run_name='__main__', alter_sys=True)"
+        "import sys; sys.path = [sys.argv.pop(1), *filter(None, sys.path)]; "
+        "from benchmarks.__main__ import app; app(prog_name='coalign bench')"
     )
     done = subprocess.run([sys.executable, "-c", start, str(home), *context.args], check=False)
     raise typer.Exit(done.returncode)
