@@ -168,20 +168,23 @@ class DecomposableAttention(nn.Module):
             if self.backend != "reference":
                 return self._packed_scores(X)
         premises, hypotheses, extents = self._checked(X, masks, lengths)
-        if self._is_better_packed(premises, extents):
+        if self._can_be_packed(premises):
             sides = [(extents[f"{kind}_a"], extents[f"{kind}_b"]) for kind in ("mask", "lengths")]
-            return self._packed_scores(PairBatch.from_padded(premises, hypotheses, masks=sides[0], lengths=sides[1]))
+            packed = PairBatch.from_padded(premises, hypotheses, masks=sides[0], lengths=sides[1])
+            if any(t is not None for t in extents.values()):
+                return self._packed_scores(packed)
+            if (scores := self._inferred(packed)) is not None:  # which computes with a sentence's equal words once
+                return scores
         A, B = self._embed(premises, hypotheses, extents)
         beta, alpha = self.attend(A, B, **extents)
         V_A, V_B = self.compare(A, B, beta, alpha, **extents)
         return self.aggregate(V_A, V_B)
 
-    def _is_better_packed(self, premises: Tensor, extents: dict[str, Tensor | None]) -> bool:
-        """Whether to take the padding out first: where that needs no waiting, and nobody looks at what is inside."""
+    def _can_be_packed(self, premises: Tensor) -> bool:
+        """Whether padding may be taken out first: where that needs no waiting, and nobody looks at what is inside."""
         return (
             self.backend != "reference"
             and premises.device.type == "cpu"
-            and any(t is not None for t in extents.values())
             and not self._is_observed(premises)
             and not self.embedding.scale_grad_by_freq  # of padding too
         )
@@ -194,11 +197,13 @@ class DecomposableAttention(nn.Module):
         own = self.intra_attention
         return own is not None and (type(own) is not IntraAttention or are_hooked(own) or not is_as_made(own.f))
 
+    def _inferred(self, X: PairBatch) -> Tensor | None:
+        """The scores where nobody wants gradients of them, on the CPU; else None."""
+        return inference.scores(self, X) if X.device.type == "cpu" and unobserved((X.ids_a, X.ids_b)) else None
+
     def _packed_scores(self, X: PairBatch) -> Tensor:
-        if X.device.type == "cpu" and unobserved((X.ids_a, X.ids_b)):
-            scores = inference.scores(self, X)
-            if scores is not None:
-                return scores
+        if (scores := self._inferred(X)) is not None:
+            return scores
         check_ids("premises", X.ids_a, self._words(), ndim=1)
         check_ids("hypotheses", X.ids_b, self._words(), ndim=1)
         if getattr(self.embedding, "scale_grad_by_freq", False):  # how often a word is there counts a side at a time

@@ -93,6 +93,20 @@ def test_nothing_is_masked_without_padding(route, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("route", ROUTES)
+def test_words_that_come_again(dtype, route):
+    """They are computed with once: words 5 and 1029, which may share a place where they are looked for, are two."""
+    of = model(vocab=1100)
+    premises = [[5] * 9, [5, 1029, 5, 7, 7, 1029, 5], [*range(2, 72), *range(2, 72)], [3, 4], [6], [8, 9, 8], []]
+    hypotheses = [[6, 5, 6], [1029] * 70, [4, 4, 4, *range(60), 4], [4, 4, 3], [6, 6], [], [7, 7]]
+    X = PairBatch.from_lists(premises, hypotheses)
+    of.backend = "reference"
+    expected = of.double()(X).detach().float()
+    of = of.float()
+    assert_close(frozen(of, route, dtype)(X), expected, budget(of, X, expected, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("embed", "hidden", "classes"), [(1, 1, 1), (3, 7, 2), (5, 16, 17), (4, 33, 3), (100, 200, 3), (8, 131, 40)]
 )

@@ -255,6 +255,9 @@ void scores(
       const B* p = bias.data + bias.index_a[at.i + i] * bias.row;
       for (int j = 0; j < at.columns; ++j) e[j] += widen(p[bias.index_b[at.j + j] * bias.column]);
     }
+    for (int j = 0; rule.more_a != nullptr && j < at.padded; j += lanes<T>) {
+      store(e + j, load(e + j) + (load(rule.more_b + at.j + j) + rule.more_a[at.i + i]));
+    }
     for (int j = at.columns; j < at.padded; ++j) e[j] = kNothing<T>;
   }
 }

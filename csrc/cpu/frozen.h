@@ -6,7 +6,8 @@
 // Every word's F, G_a and G_b were computed when the model was frozen (model/frozen.py). What is left is, for m + n
 // tokens of width h, 2 (m + n) h² operations of the second layer, 6 m n h of the alignment, 2 m n exponentials and a
 // row of 3 h numbers to fetch for each token; for d2l's sizes and real sentences the second layer is five sixths.
-// Rows of several pairs pass it together, so that its weights are read seldom.
+// A word that comes again in its sentence costs nothing of that (sentence.h). Rows of several pairs pass the second layer
+// together, so that its weights are read seldom.
 #pragma once
 
 #include <atomic>
@@ -14,11 +15,12 @@
 
 #include "call.h"
 #include "rectified.h"
+#include "sentence.h"
 #include "threads.h"
 
 namespace coalign {
 
-constexpr int64_t kGroupRows = 96;  // rows that pass the second layer together, if pairs fill them
+constexpr int64_t kGroupTokens = 108;  // whose rows pass the second layer together, if pairs fill them
 constexpr int64_t kPairsAtOnce = 6 * kBlockRows;  // that pass the classifier
 
 enum Status : int64_t { kFine, kExtents, kIds, kSizes };  // which operands are not what they should be
@@ -45,15 +47,17 @@ struct Words {
     return wide ? static_cast<const int64_t*>(ids)[at] : static_cast<const int32_t*>(ids)[at];
   }
 
-  // The pair's words; -1 where one is not in the vocabulary, padding or not.
-  int read(int64_t pair, int64_t words, int* into) const {
+  // The pair's sentence; so many words are in the vocabulary, and of others, padding or not, the count is negative.
+  Sentence read(int64_t pair, int64_t words, Arena& arena) const {
     const int64_t first = extent.first(pair);
-    for (int i = 0; i < extent.stored(pair); ++i) {
-      if (static_cast<uint64_t>(id(first + i)) >= static_cast<uint64_t>(words)) return -1;
+    const int stored = extent.stored(pair);
+    for (int i = 0; i < stored; ++i) {
+      if (static_cast<uint64_t>(id(first + i)) >= static_cast<uint64_t>(words)) return {nullptr, nullptr, nullptr, -1};
     }
+    int* into = arena.take<int>(stored);
     const int count = extent.tokens(pair, into);
     for (int i = 0; i < count; ++i) into[i] = static_cast<int>(id(first + into[i]));
-    return count;
+    return sentence_of(into, count, arena);
   }
 };
 
@@ -124,18 +128,22 @@ class Frozen {
     for (int64_t pair = from; pair < to; ++pair) most += reach(pair);
     const int ld = row_room<E>(width()), room = sum_room(width());
     float* hidden = arena.take<float>(static_cast<std::size_t>(most) * ld);
-    float** sums = arena.take<float*>(most);
+    float** sums = arena.take<float*>(most);  // that a row is added to
+    float* times = arena.take<float>(most);   // and how often
     std::fill_n(sums_ + from * 2 * room, (to - from) * 2 * room, 0.0f);
     int rows = 0;
     for (int64_t pair = from; pair < to; ++pair) {
       const Arena::Mark mark = arena.mark();
-      int* ids_a = arena.take<int>(a_.extent.stored(pair) + 1);
-      int* ids_b = arena.take<int>(b_.extent.stored(pair) + 1);
-      const int m = a_.read(pair, table_.words, ids_a), n = b_.read(pair, table_.words, ids_b);
-      if (m < 0 || n < 0) return false;
-      compare_first(ids_a, m, ids_b, n, hidden + static_cast<std::size_t>(rows) * ld, ld, arena);
-      for (int i = 0; i < m + n; ++i) sums[rows + i] = sums_ + (2 * pair + (i >= m)) * room;
-      rows += m + n;
+      const Sentence a = a_.read(pair, table_.words, arena), b = b_.read(pair, table_.words, arena);
+      if (a.count < 0 || b.count < 0) return false;
+      compare_first(a, b, hidden + static_cast<std::size_t>(rows) * ld, ld, arena);
+      float* sum = sums_ + 2 * pair * room;
+      for (const Sentence* side : {&a, &b}) {
+        std::fill_n(sums + rows, side->count, sum);
+        std::copy_n(side->times, side->count, times + rows);
+        rows += side->count;
+        sum += room;
+      }
       arena.release(mark);
     }
     WordsAhead<S> ahead(table_, a_, b_, then, then_to, linear_steps(rows, layers_.compare));
@@ -145,10 +153,11 @@ class Frozen {
       Vec<float> total[nv];
       unroll<mr>([&](auto r) ALWAYS_INLINE {
         float* to = sums[i + r] + d;
+        const Vec<float> often = fill(times[i + r]);
         const bool first = r == 0 || to != sums[i + r - 1] + d, last = r == mr - 1 || to != sums[i + r + 1] + d;
         unroll<nv>([&](auto v) ALWAYS_INLINE {
           if (first) total[v] = load(to + v * W);
-          total[v] += relu(load(found + (r * nv + v) * W));
+          total[v] = multiply_add<float>(total[v], relu(load(found + (r * nv + v) * W)), often);
           if (last) store(to + v * W, total[v]);
         });
       });
@@ -192,24 +201,26 @@ class Frozen {
   int reach(int64_t pair) const { return a_.extent.reach(pair) + b_.extent.reach(pair); }
 
   // The pair's hidden rows, side a's first: relu(own + aligned).
-  void compare_first(const int* ids_a, int m, const int* ids_b, int n, float* hidden, int ld, Arena& arena) const {
+  void compare_first(const Sentence& first, const Sentence& second, float* hidden, int ld, Arena& arena) const {
+    const int m = first.count, n = second.count;
     float** rows = arena.take<float*>(m + n);
     for (int i = 0; i < m + n; ++i) rows[i] = hidden + static_cast<std::size_t>(i) * ld;
-    auto read = [&](const Rows<S>& part, const int* ids, int count, Use use) {
-      return read_operand<S, E>(part, 0, 0, ids, count, use, arena);
+    auto read = [&](const Rows<S>& part, const Sentence& side, Use use) {
+      return read_operand<S, E>(part, 0, 0, side.words, side.count, use, arena);
     };
     if (m > 0 && n > 0) {
-      const Tokens<E> a{m, read(table_.f, ids_a, m, Use::contract), read(table_.other, ids_a, m, Use::sum)};
-      const Tokens<E> b{n, read(table_.f, ids_b, n, Use::contract), read(table_.other, ids_b, n, Use::sum)};
+      const Tokens<E> a{m, read(table_.f, first, Use::contract), read(table_.other, first, Use::sum)};
+      const Tokens<E> b{n, read(table_.f, second, Use::contract), read(table_.other, second, Use::sum)};
+      const Rule<float> rule{.scale = 1, .more_a = first.logs, .more_b = second.logs};
       Ahead ahead;
       align_forward<E, float>(
-          a, b, {true, true, {0, m}, {0, n}}, Rule<float>{1.0f}, Bias<const float>{}, rows, rows + m,
+          a, b, {true, true, {0, m}, {0, n}}, rule, Bias<const float>{}, rows, rows + m,
           arena.take<float>(round_up(m, kBlock)), arena.take<float>(round_up(n, kBlock)), arena, ahead);
     } else {
       std::fill_n(hidden, static_cast<std::size_t>(m + n) * ld, 0.0f);
     }
     for (int i = 0; i < m + n; ++i) {
-      const S* own = table_.own.at(0, i < m ? ids_a[i] : ids_b[i - m]);
+      const S* own = table_.own.at(0, i < m ? first.words[i] : second.words[i - m]);
       float* row = rows[i];
       for (int d = 0; d < width(); ++d) {
         const float x = row[d] + widen(own[d]);
@@ -236,7 +247,7 @@ bool score_pairs(
   const Frozen<S> model(table, a, b, layers, data<float>(sums));
   std::atomic<bool> known = true;
   // smaller groups where threads would go without, though a few tokens do not pay for waking one
-  const int64_t most = std::clamp(tokens / (4 * threads), kGroupRows / 2, kGroupRows);
+  const int64_t most = std::clamp(tokens / (4 * threads), kGroupTokens / 2, kGroupTokens);
   const std::vector<int64_t> starts = model.groups(pairs, most);
   const int64_t groups = static_cast<int64_t>(starts.size()) - 1;
   share_out(groups, [&](int64_t group, int64_t next) {

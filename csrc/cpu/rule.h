@@ -41,12 +41,14 @@ class Kept {
   double factor_ = 1;
 };
 
-// e = clip(scale · product, ±clamp) + bias; P's and Q's weights are kept or dropped.
+// e = clip(scale · product, ±clamp) + bias; P's and Q's weights are kept or dropped. more_a, more_b: null, or what e has
+// besides, the sum of a number of its row's and one of its column's; with room for whole vectors.
 template <class T>
 struct Rule {
   T scale;
   T clamp = std::numeric_limits<T>::infinity();
   Kept p = {}, q = {};
+  const T *more_a = nullptr, *more_b = nullptr;
 };
 
 }  // namespace coalign
