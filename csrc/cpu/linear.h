@@ -38,18 +38,17 @@ struct Layer {
   }
 };
 
-// f(first column, vectors, panels) for every panel of at most MOST vectors, or up to TOGETHER side by side of one width;
-// they differ in width by one vector at most, for narrow ones are slow.
-template <class E, int TOGETHER = 1, int MOST = kBlockColumns, class F>
+// f(first column, vectors) for every panel of at most MOST vectors, the wider ones first; they differ in width by one
+// vector at most, for narrow ones are slow.
+template <class E, int MOST = kBlockColumns, class F>
 inline void for_each_panel(int padded_out, F&& f) {
   constexpr int W = lanes<E>;
   const int vectors = padded_out / W, panels = (vectors + MOST - 1) / MOST;
   const int wide = panels == 0 ? 0 : vectors % panels, width = panels == 0 ? 0 : vectors / panels;
-  for (int k = 0, at = 0; k < panels;) {
-    const int count = width + (k < wide), together = std::min(TOGETHER, (k < wide ? wide : panels) - k);
-    f(at * W, count, together);
-    at += count * together;
-    k += together;
+  for (int k = 0, at = 0; k < panels; ++k) {
+    const int count = width + (k < wide);
+    f(at * W, count);
+    at += count;
   }
 }
 
@@ -77,7 +76,7 @@ void pack_layer(const S* weight, int64_t ld, const float* bias, int out, int num
   const int in = (numbers + kPer<E> - 1) / kPer<E>, padded = round_up(out, W);
   E* const panels = room;
   auto row = [&](int c) { return weight + c * ld; };
-  for_each_panel<E>(padded, [&](int d, int vectors, int) {
+  for_each_panel<E>(padded, [&](int d, int vectors) {
     const int width = vectors * W;
     for (int c = 0; c < width; c += W) {
       if (same && numbers % kPer<E> == 0 && ld % kPer<E> == 0 && d + c + W <= out) {
@@ -125,7 +124,7 @@ template <class E>
 void pack_turned(const float* weight, int out, int numbers, E* room) {
   constexpr int W = lanes<E>;
   E* const panels = room;
-  for_each_panel<E>(round_up(out, W), [&](int d, int vectors, int) {
+  for_each_panel<E>(round_up(out, W), [&](int d, int vectors) {
     for (int k = 0; k < numbers; k += kPer<E>) {
       for (int c = d; c < d + vectors * W; c += W, room += W) {
         const Sum<E>* at = weight + static_cast<std::size_t>(k) * out + c;
@@ -226,7 +225,7 @@ void tiles_of_few(const E* x, int ld, int rows, const Layer<E>& layer, A& ahead,
 template <class E, class A, class F>
 void linear_tiles(const E* x, int ld, int rows, const Layer<E>& layer, A& ahead, F&& take) {
   if (layer.panels == nullptr) return detail::tiles_of_few(x, ld, rows, layer, ahead, take);
-  for_each_panel<E>(layer.padded_out(), [&](int d, int vectors, int) {
+  for_each_panel<E>(layer.padded_out(), [&](int d, int vectors) {
     const E* panel = layer.panels + static_cast<std::size_t>(d) * layer.in;
     for (int i = 0; i < rows; i += kBlockRows) {
       detail::with_constant<kBlockRows>(rows - i, [&](auto mr) {

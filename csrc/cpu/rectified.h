@@ -11,8 +11,6 @@
 
 namespace coalign {
 
-constexpr int kPanelsTogether = 4 / kBlockColumns;  // that share a number's broadcast, and stay in the first-level cache
-
 // The numbers of some rows that are not 0, in their order, and their places in the row; ends: how many come before the
 // end of each of a row's chains (products.h).
 struct Terms {
@@ -64,18 +62,23 @@ inline int64_t count_nonzero(const float* x, int ld, int rows, int width) {
 
 namespace detail {
 
-// sums[r][column] = first + Σ number W[place][column], of MR rows and the columns of G panels of NV vectors. W's rows
-// are `row` numbers apart, panels `panel`.
-template <int MR, int NV, int G>
+// Vectors of panels that are side by side, and of a panel of these where there are NV.
+constexpr int kMostTogether = kBlockColumns == 2 ? 5 : kBlockColumns;
+template <int NV>
+constexpr int kPanel = std::min(NV, kBlockColumns);
+
+// sums[r][column] = first + Σ number W[place][column], of MR rows and V vectors of columns, which are in panels of P, and
+// the last of fewer. W's rows are `row` numbers apart, and in the narrower panel as its vectors are; panels `panel`.
+template <int MR, int V, int P>
 __attribute__((noinline)) void tile_of_terms(
     const Terms& terms, int i, const float* weights, std::ptrdiff_t row, std::ptrdiff_t panel, const float* first,
     float* sums) {
-  constexpr int W = lanes<float>, V = G * NV;
+  constexpr int W = lanes<float>, PANELS = (V + P - 1) / P;
   Vec<float> acc[MR][V];
-  const float *numbers[MR], *panels[G];
+  const float *numbers[MR], *panels[PANELS];
   const uint32_t* places[MR];
   const int* ends[MR];
-  unroll<G>([&](auto g) ALWAYS_INLINE { panels[g] = weights + g * panel; });
+  unroll<PANELS>([&](auto k) ALWAYS_INLINE { panels[k] = weights + k * panel; });
   unroll<MR>([&](auto r) ALWAYS_INLINE {
     numbers[r] = terms.numbers + static_cast<std::size_t>(i + r) * terms.ld;
     places[r] = terms.places + static_cast<std::size_t>(i + r) * terms.ld;
@@ -87,12 +90,13 @@ __attribute__((noinline)) void tile_of_terms(
   unroll<MR>([&](auto r) ALWAYS_INLINE { next[r] = places[r][0]; });
   auto add = [&](auto r, std::ptrdiff_t k) ALWAYS_INLINE {
     const Vec<float> number = fill(numbers[r][k]);
-    const std::ptrdiff_t place = next[r] * row;
+    const std::ptrdiff_t place = next[r] * row, narrow = next[r] * (V % P * W);
     std::ptrdiff_t ahead = places[r][k + 1];
     asm("" : "+r"(ahead));  // now, not where it is used
     next[r] = ahead;
     unroll<V>([&](auto v) ALWAYS_INLINE {
-      acc[r][v] = multiply_add<float>(acc[r][v], load(panels[v / NV] + place + v % NV * W), number);
+      const float* weight = panels[v / P] + (v < V / P * P ? place : narrow) + v % P * W;
+      acc[r][v] = multiply_add<float>(acc[r][v], load(weight), number);
     });
   };
   for (int chain = 0, begin[MR] = {}; chain < terms.chains; ++chain) {
@@ -115,6 +119,22 @@ __attribute__((noinline)) void tile_of_terms(
   }
 }
 
+// f(first column, vectors) for some panels side by side, which share a number's broadcast and stay in the first-level
+// cache: of four vectors, or five, for the last panel alone would be slow.
+template <class F>
+void for_panels_together(int padded_out, F&& f) {
+  if constexpr (kPanel<kMostTogether> == kMostTogether) {
+    for_each_panel<float>(padded_out, f);
+  } else {
+    constexpr int W = lanes<float>;
+    for (int d = 0, vectors; d < padded_out; d += vectors * W) {
+      const int left = (padded_out - d) / W;
+      vectors = left <= kMostTogether ? left : kMostTogether - 1;
+      f(d, vectors);
+    }
+  }
+}
+
 }  // namespace detail
 
 // `linear_tiles` of rows of floats with zeros behind them; others go the way of all.
@@ -125,21 +145,19 @@ void rectified_tiles(const E* x, int ld, int rows, const Layer<E>& layer, A& ahe
     if (layer.panels != nullptr && layer.finite()) {
       const Terms terms = terms_of(x, ld, rows, layer.in, arena);
       if (few(terms.total, rows, layer.in)) {
-        for_each_panel<E, kPanelsTogether>(layer.padded_out(), [&](int d, int vectors, int together) {
-          detail::with_constant<kBlockColumns>(vectors, [&](auto nv) {
-            detail::with_constant<kPanelsTogether>(together, [&](auto g) {
-              constexpr int width = nv * lanes<float>;
-              const float* weights = layer.panels + static_cast<std::size_t>(d) * layer.in;
-              for (int i = 0; i < rows; i += 2) {
-                if (i % kBlockRows == 0) unroll<g>([&](auto) { ahead.step(); });
-                detail::with_constant<2>(rows - i, [&](auto mr) {
-                  alignas(64) float sums[mr * g * width];
-                  detail::tile_of_terms<mr, nv, g>(
-                      terms, i, weights, width, static_cast<std::ptrdiff_t>(width) * layer.in, layer.bias() + d, sums);
-                  take(i, mr, d, std::integral_constant<int, g * nv>{}, sums);
-                });
-              }
-            });
+        detail::for_panels_together(layer.padded_out(), [&](int d, int vectors) {
+          detail::with_constant<detail::kMostTogether>(vectors, [&](auto nv) {
+            constexpr int W = lanes<float>, P = detail::kPanel<nv>, PANELS = (nv + P - 1) / P;
+            const float* weights = layer.panels + static_cast<std::size_t>(d) * layer.in;
+            for (int i = 0; i < rows; i += 2) {
+              if (i % kBlockRows == 0) unroll<PANELS>([&](auto) { ahead.step(); });
+              detail::with_constant<2>(rows - i, [&](auto mr) {
+                alignas(64) float sums[mr * nv * W];
+                detail::tile_of_terms<mr, nv, P>(
+                    terms, i, weights, P * W, static_cast<std::ptrdiff_t>(P * W) * layer.in, layer.bias() + d, sums);
+                take(i, mr, d, nv, sums);
+              });
+            }
           });
         });
         return arena.release(mark);
@@ -169,12 +187,12 @@ inline bool sum_of_few(
   float* turned = arena.take<float>(static_cast<std::size_t>(out) * ld);
   transpose(lines, ld, out, turned, ld);
   const Terms terms = terms_of(turned, ld, out, rows, arena);
-  for_each_panel<float, 1, MOST>(round_up(width, W), [&](int d, int vectors, int) {
+  for_each_panel<float, MOST>(round_up(width, W), [&](int d, int vectors) {
     detail::with_constant<MOST>(vectors, [&](auto nv) {
       for (int o = 0; o < out; o += 2) {
         detail::with_constant<2>(out - o, [&](auto mr) {
           alignas(64) float found[mr * nv * W];
-          detail::tile_of_terms<mr, nv, 1>(terms, o, x + d, ldx, 0, zeros, found);
+          detail::tile_of_terms<mr, nv, nv>(terms, o, x + d, ldx, 0, zeros, found);
           unroll<mr>([&](auto r) ALWAYS_INLINE {
             unroll<nv>([&](auto v) ALWAYS_INLINE {
               float* to = sums + static_cast<std::size_t>(o + r) * width + d + v * W;
