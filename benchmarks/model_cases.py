@@ -196,6 +196,8 @@ def contenders(case: ModelCase, book: Book, compiled: bool = True) -> dict[str, 
             found[f"{name}, autocast"] = replace(peer, model=copy.deepcopy(peer.model), autocast=True)
         else:
             found[f"{name}, bfloat16"] = replace(peer, model=copy.deepcopy(peer.model).bfloat16())
+    if not on_gpu:  # d2l's own numbers, to which padding adds
+        found["unmasked, padded to 50"] = Contender(ours(book, masked=False), fifty, masked=False)
     found["packed"] = Contender(ours(book), packed)
     if case.trains:
         found["packed, autocast"] = Contender(ours(book), packed, autocast=True)
@@ -206,6 +208,8 @@ def contenders(case: ModelCase, book: Book, compiled: bool = True) -> dict[str, 
         found["frozen"] = Contender(ours(book).freeze(), packed)
         found["frozen, padded to 50"] = Contender(ours(book).freeze(), fifty)
         found["frozen, bfloat16"] = Contender(ours(book).freeze(torch.bfloat16), packed)
+        if not on_gpu:
+            found["frozen, unmasked, padded to 50"] = Contender(ours(book, masked=False).freeze(), fifty, masked=False)
     in_half = ("autocast", "bfloat16")
     return {name: replace(of, budget=half if name.endswith(in_half) else exact) for name, of in found.items()}
 
