@@ -13,8 +13,8 @@ import triton
 from coalign.kernels.problem import PLAIN, Rule
 from coalign.kernels.triton.report import ARCHITECTURES, Case, cases, compile_case, of_lengths
 
-# bytes a thread: Triton 3.6's and 3.7's compilers spill two registers in one kernel, 3.9's none
-ALLOWED_SPILLS = 8 if triton.__version__.startswith(("3.6.", "3.7.", "3.8.")) else 0
+# bytes a thread: Triton 3.6's and 3.7's compilers spill two registers in one kernel, 3.8's four, 3.9's none
+ALLOWED_SPILLS = {"3.6": 8, "3.7": 8, "3.8": 16}.get(".".join(triton.__version__.split(".")[:2]), 0)
 
 
 def everything():
