@@ -22,6 +22,7 @@ namespace coalign {
 
 constexpr int64_t kGroupTokens = 108;  // whose rows pass the second layer together, if pairs fill them
 constexpr int64_t kPairsAtOnce = 6 * kBlockRows;  // that pass the classifier
+constexpr int64_t kFewPairs = 2 * kBlockRows;     // and the fewest that pay for waking a thread
 
 enum Status : int64_t { kFine, kExtents, kIds, kSizes };  // which operands are not what they should be
 
@@ -105,14 +106,18 @@ class Frozen {
   // Numbers that one of a pair's two sums takes: padded, for what stands behind its numbers is anything.
   static int sum_room(int width) { return round_up(width, lanes<float>); }
 
-  // Pairs in groups of so many tokens, or of a pair that has more: the first pair of each, and the end.
-  std::vector<int64_t> groups(int64_t pairs, int64_t tokens) const {
+  // Pairs in groups of some tokens, or of a pair that has more: the first pair of each, and the end. Groups are smaller
+  // where threads would go without or wait for the last one, though a few tokens do not pay for waking one.
+  std::vector<int64_t> groups(int64_t pairs, int64_t tokens, int64_t threads) const {
     std::vector<int64_t> first{0};
-    int64_t rows = 0;
+    auto most = [&] { return std::clamp(tokens / (4 * threads), kGroupTokens / 2, kGroupTokens); };
+    int64_t rows = 0, limit = most();
     for (int64_t pair = 0; pair < pairs; ++pair) {
-      if (pair > first.back() && rows + reach(pair) > tokens) {
+      if (pair > first.back() && rows + reach(pair) > limit) {
         first.push_back(pair);
+        tokens -= rows;
         rows = 0;
+        limit = most();
       }
       rows += reach(pair);
     }
@@ -246,17 +251,18 @@ bool score_pairs(
   const Tensor sums = floats({pairs, 2, Frozen<S>::sum_room(table.f.width)});
   const Frozen<S> model(table, a, b, layers, data<float>(sums));
   std::atomic<bool> known = true;
-  // smaller groups where threads would go without, though a few tokens do not pay for waking one
-  const int64_t most = std::clamp(tokens / (4 * threads), kGroupTokens / 2, kGroupTokens);
-  const std::vector<int64_t> starts = model.groups(pairs, most);
+  const std::vector<int64_t> starts = model.groups(pairs, tokens, threads);
   const int64_t groups = static_cast<int64_t>(starts.size()) - 1;
   share_out(groups, [&](int64_t group, int64_t next) {
     const int64_t then = next == group ? groups : next;
     if (!model.sum(starts[group], starts[group + 1], starts[then], starts[std::min(then + 1, groups)])) known = false;
   });
   if (known) {
-    share_out((pairs + kPairsAtOnce - 1) / kPairsAtOnce, [&](int64_t part) {
-      model.classify(part * kPairsAtOnce, std::min((part + 1) * kPairsAtOnce, pairs), scores);
+    auto parts_of = [&](int64_t most) { return (pairs + most - 1) / most; };
+    const int64_t turns = (parts_of(kPairsAtOnce) + threads - 1) / threads;
+    const int64_t parts = std::min(turns * threads, parts_of(kFewPairs));
+    share_out(parts, [&](int64_t part) {
+      model.classify(pairs * part / parts, pairs * (part + 1) / parts, scores);
     });
   }
   return known;
