@@ -150,7 +150,8 @@ class DecomposableAttention(nn.Module):
         Args:
             X: premises (batch, m) and hypotheses (batch, n), integer token ids; or a `PairBatch`, all of whose ids
                 are tokens: only they are computed with, and the result is that of masked padding. On the CPU padded
-                ids that are masked are packed first.
+                ids that are masked are packed first, and without gradients a sentence's equal words, padding that
+                nothing masks too, are computed with once.
             masks: for each side (batch, length) bool, True for a token, or None.
             lengths: for each side (batch,) integers, or None. A side takes a mask or lengths, not both; given
                 for either side, they replace padding_idx for both.

@@ -101,7 +101,7 @@ def test_inference_gives_a_pair_the_same_bits_alone_and_in_a_batch(served, sizes
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_padding_that_nothing_masks_is_attended_to_and_served(served, dtype):
-    """As in d2l's own model, whose sentences are all padded to 50 words; here a sentence's padding is one word of it."""
+    """As in d2l's own model, whose sentences are padded to 50 words; here a sentence's padding is one word of it."""
     of = DecomposableAttention.from_sizes(60, 12, 20).to(dtype).eval()
     with torch.no_grad():
         of.embedding.weight.normal_()
