@@ -37,7 +37,7 @@ test-wide: $(VENV)/installed
 	COALIGN_NATIVE_FLAGS="-mno-avx2 -mno-avx512f -ffp-contract=off -DEMULATED_WIDE_VECTORS" $(PYTEST) tests/test_operator.py tests/test_native_threads.py tests/test_frozen.py tests/test_inference.py tests/test_mlp.py tests/test_rectified.py -k "native or inference or mlp or sizes or rectified"
 
 # the C++ kernels under the address and undefined-behaviour sanitizers; SANITIZE= selects tests
-SANITIZE ?= depend_on_threads or (native or simulated) and oracle or native and masked_models or sizes or one_kernel or rectified or scores_are_the_models or half_precision or impossible or unknown or reads_every_kind or what_stays
+SANITIZE ?= depend_on_threads or (native or simulated) and oracle or native and masked_models or sizes or one_kernel or rectified or scores_are_the_models or half_precision or impossible or unknown or reads_every_kind or what_stays or come_again
 sanitize: $(VENV)/installed ## run the C++ kernels' tests under the address and undefined-behaviour sanitizers
 	COALIGN_NATIVE_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so) $$(cc -print-file-name=libstdc++.so)" \
