@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coalign import soft_align
+from coalign import BackendUnavailable, soft_align
 from coalign.testing import Case, assert_accurate, run
 
 BUDGET = 2e-6
@@ -68,5 +68,6 @@ def test_wide_features_that_are_all_positive(h):
 def test_sides_that_int_can_not_count():
     one = torch.ones(1, 1, 1)
     many = one.expand(1, 2**32 + 3, 1)
-    with pytest.raises(ValueError, match=r"sides of 2\^31 rows or numbers are too large"):
-        soft_align(many, one, many, one, backend="native")
+    for operands in ((many, one, many, one), (many.mT, many.mT, one, one), (one, one, one, many.mT)):
+        with pytest.raises(BackendUnavailable, match="take up to 2147483647 rows a side, and numbers a row"):
+            soft_align(*operands, backend="native")

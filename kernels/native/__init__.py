@@ -14,6 +14,7 @@ from ..problem import Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Si
 from . import build, cuda
 
 name = "native"
+MOST = 2**31 - 1  # rows of a side, and numbers of a row, that the C++ kernels count
 
 
 def unsupported(problem: Problem) -> list[str]:
@@ -22,6 +23,8 @@ def unsupported(problem: Problem) -> list[str]:
         return cuda.unsupported(problem)
     if problem.device.type != "cpu":
         return [f"the native kernels are for tensors of the CPU and of NVIDIA GPUs, not {problem.device.type!r}"]
+    if max(problem.length_a, problem.length_b, problem.width, problem.width_a, problem.width_b) > MOST:
+        return [f"the C++ kernels take up to {MOST} rows a side, and numbers a row"]
     reason = build.extension.reason()
     return [] if reason is None else [reason]
 
