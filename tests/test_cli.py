@@ -205,7 +205,7 @@ def test_tables_in_a_pipe_are_whole(tmp_path):
 
 
 def test_bench_takes_paths_from_where_it_is_called(tmp_path):
-    stored = results.FOLDER / "amd-epyc-avx2/model.jsonl"
+    stored = results.FOLDER / "amd-epyc-family-23-model-1-avx2/model.jsonl"
     (tmp_path / "here.jsonl").write_bytes(stored.read_bytes())
     words = [sys.executable, "-m", "coalign", "bench", "--markdown", "--model", "--output", "here.jsonl"]
     shown = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
