@@ -2,7 +2,7 @@
 
 The file's lines are repeated until there are 100,000. In one process, taking turns: on one side the command's own loop,
 from file to file with its bar; on the other the frozen model alone, on the very batches that those lines are. The
-model has d2l's sizes, the file's words and random parameters, on which time does not depend.
+model has d2l's sizes, the file's words and random parameters, with which its kernels find fewest zeros to leave out.
 """
 
 from __future__ import annotations

@@ -132,6 +132,27 @@ def test_a_predictor_reads_as_the_settings_say(tmp_path, changes):
     assert np.array_equal(again.probabilities, found.probabilities)
 
 
+@pytest.mark.parametrize("changes", [{}, {"null_token": True, "max_tokens": 2, "lower": True}], ids=str)
+def test_a_text_that_comes_again_is_read_once(monkeypatch, changes):
+    """One premise has several hypotheses, one query many candidates."""
+    saved, read = made(replace(SMALL, **changes)), []
+    reader = PairReader(saved.settings, saved.vocabulary)
+    premises = ["a dog runs", "", "A cat", "a dog runs", "", "", "a dog"]
+    hypotheses = ["a", "b", "c", "d", "a cat sleeps", "a", ""]
+    expected = [[[*reader.vocabulary[reader.words(text)]] for text in side] for side in (premises, hypotheses)]
+    tokens = reader._tokens
+    monkeypatch.setattr(reader, "_tokens", lambda text: read.append(text) or tokens(text))
+    batch = reader.batch(premises, hypotheses)
+    assert read == ["a dog runs", "", "A cat", "a dog", "a", "b", "c", "d", "a cat sleeps", ""]
+    for ids, lengths, offsets, sentences in (
+        (batch.ids_a, batch.lengths_a, batch.offsets_a, expected[0]),
+        (batch.ids_b, batch.lengths_b, batch.offsets_b, expected[1]),
+    ):
+        assert ids.tolist() == [i for sentence in sentences for i in sentence]
+        assert lengths.tolist() == [len(sentence) for sentence in sentences]
+        assert offsets.tolist() == [sum(map(len, sentences[:k])) for k in range(8)]
+
+
 def test_labels_are_the_checkpoints(checkpoint):
     found = Predictor(made(labels=("no", "yes")))(["a dog"], ["a cat"])
     assert found.labels[0] in ("no", "yes")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -52,7 +52,7 @@ class PairReader:
         return max(0, len(self._tokens(text)) - self._most) if self._most > 0 else 0
 
     def _ids(self, name: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """A side's ids and lengths. No sentence's words outlive it, so that the next one's take the same memory."""
+        """A side's ids and lengths. A text that comes again, as a premise of several hypotheses does, is read once."""
         if isinstance(texts, str):
             raise TypeError(f"{name} must be a sequence of texts, not one text")
         if not hasattr(texts, "__len__"):
@@ -60,6 +60,15 @@ class PairReader:
         if not all(issubclass(kind, str) for kind in set(map(type, texts))):
             place, what = next((i, t) for i, t in enumerate(texts) if not isinstance(t, str))
             raise TypeError(f"{name}[{place}] must be a text, not {type(what).__name__}")
+        places: dict[str, int] = {}
+        which = [places.setdefault(text, len(places)) for text in texts]
+        ids, lengths = self._read(places)
+        if len(places) < len(which):
+            ids, lengths = _repeated(ids, lengths, np.array(which))
+        return torch.from_numpy(ids), torch.from_numpy(lengths)
+
+    def _read(self, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and lengths. No sentence's words outlive it, so that the next one's take the same memory."""
         lengths = array("i")
 
         def sentences() -> Iterator[list[str]]:
@@ -68,7 +77,7 @@ class PairReader:
                 yield words
 
         ids = self.vocabulary.stream(chain.from_iterable(sentences()))
-        return torch.from_numpy(ids), torch.from_numpy(np.array(lengths, dtype=np.int32))
+        return ids, np.array(lengths, dtype=np.int32)
 
     def _set_up(self) -> None:
         self._tokens = tokenizer(self.settings.tokens, self.settings.lower)
@@ -82,3 +91,12 @@ class PairReader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._set_up()
+
+
+def _repeated(ids: np.ndarray, lengths: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and lengths of those of the sentences, as often as each is named. ids: (total,); lengths: (sentences,)."""
+    starts = lengths.cumsum() - lengths
+    found = lengths[which]
+    ends = found.cumsum()
+    shift = np.repeat(starts[which] - ends + found, found)
+    return ids[np.arange(len(shift)) + shift], found
