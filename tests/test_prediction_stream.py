@@ -4,6 +4,7 @@ import io
 import json
 import os
 import queue
+import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -189,12 +190,22 @@ def test_the_threads_that_pytorch_uses_stay_as_many(predictor):
         torch.set_num_threads(before)
 
 
-def test_an_error_in_writing_is_passed_on(predictor):
+@pytest.mark.parametrize(("usual", "while_it_runs"), [(5e-3, 1e-3), (5e-4, 5e-4)])
+def test_threads_wait_for_python_no_longer_than_a_millisecond(predictor, usual, while_it_runs):
+    """And as long as before when it ends, as it does here by an error in writing."""
+    seen, before = [], sys.getswitchinterval()
+
     def write(text):
+        seen.append(sys.getswitchinterval())
         raise BrokenPipeError
 
-    with pytest.raises(BrokenPipeError):
-        predict_lines(predictor, io.BytesIO(line("a", "b") + b"\n"), write)
+    sys.setswitchinterval(usual)
+    try:
+        with pytest.raises(BrokenPipeError):
+            predict_lines(predictor, io.BytesIO(line("a", "b") + b"\n"), write)
+        assert [*seen, sys.getswitchinterval()] == pytest.approx([while_it_runs, usual])
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_a_pipe_is_answered_before_more_of_it_is_waited_for(predictor):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..pair_batch import PairBatch
 from .checkpoint import NOT_FINITE, Checkpoint, load_checkpoint
@@ -111,8 +111,17 @@ class Predictor:
         Raises:
             ValueError: the model's scores are not finite.
         """
+        return self.normalised(self.scores(pairs))
+
+    def scores(self, pairs: PairBatch) -> Tensor:
+        """(pairs, classes) on the predictor's device, before they are `normalised`."""
         with torch.no_grad():
-            found = self.model(pairs.to(self.device)).softmax(1).cpu().numpy()
+            found: Tensor = self.model(pairs.to(self.device))
+        return found
+
+    def normalised(self, scores: Tensor) -> np.ndarray:
+        """Probabilities of the model's scores; as `probabilities` otherwise."""
+        found: np.ndarray = scores.softmax(1).cpu().numpy()
         if not np.isfinite(found).all():
             raise ValueError(NOT_FINITE)
         return found

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import select
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Barrier
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .prediction import Predictor
 from .rows import BYTE_ORDER_MARK, Columns, decoded, json_fields, json_text, text_reader
 
 BLOCK = 1 << 18  # bytes read at a time: a batch for the model, some thousand pairs
+PATIENCE = 1e-3  # seconds that a thread with its scores waits for Python from the one that parses; 5e-3 is usual
 LONGEST = 1 << 24  # bytes of a line: more is an error, so that a file without line ends does not fill the memory
 
 
@@ -106,12 +109,12 @@ def predict_lines(
     pairs = pairs or JsonPairs()
     template = _template(predictor.labels)
     lines = malformed = read = 0
-    waiting: deque[tuple[_Block, dict[int, str], Future[np.ndarray]]] = deque()
+    waiting: deque[tuple[_Block, dict[int, str], Future[Tensor]]] = deque()
 
     def finish() -> None:
         nonlocal lines, malformed, read
         block, wrong, scores = waiting.popleft()
-        answers = _answers(template, predictor.labels, scores.result())
+        answers = _answers(template, predictor.labels, predictor.normalised(scores.result()))
         for place, reason in wrong.items():
             number = first_line + lines + place
             complain(number, reason)
@@ -128,7 +131,7 @@ def predict_lines(
         for block in _blocks(file, size, before_waiting=finish_all):
             premises, hypotheses, wrong = pairs.read(block.lines)
             batch = predictor.reader.batch(premises, hypotheses)
-            waiting.append((block, wrong, pool.submit(predictor.probabilities, batch)))
+            waiting.append((block, wrong, pool.submit(predictor.scores, batch)))
             if len(waiting) > ahead:
                 finish()
         finish_all()
@@ -139,14 +142,16 @@ def predict_lines(
 def _workers() -> Iterator[tuple[ThreadPoolExecutor, int]]:
     """Threads that compute with one thread each, and how many: together they do what one with all would, unhindered
     by whatever else runs on their cores, for none of them waits for another."""
-    count = torch.get_num_threads()
+    count, interval = torch.get_num_threads(), sys.getswitchinterval()
     all_here = Barrier(count + 1)
 
     def begin() -> None:
         torch.set_num_threads(1)
         all_here.wait()
 
-    with ThreadPoolExecutor(count) as pool:
+    with ThreadPoolExecutor(count) as pool, ExitStack() as stack:
+        stack.callback(sys.setswitchinterval, interval)
+        sys.setswitchinterval(min(interval, PATIENCE))
         try:
             for _ in range(count):
                 pool.submit(begin)
