@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..pair_batch import PairBatch
 from .corpus import Corpus
+from .places import places_of
 from .vocabulary import Vocabulary
 
 _BUCKETED = 50  # batches that are sorted by length together: enough for near-equal lengths, few enough to stay random
@@ -123,14 +124,12 @@ class PackedBatches:
         lengths = lengths + extra
         packed = torch.zeros(len(rows) + 1, dtype=torch.int64, device="cpu")
         torch.cumsum(lengths, 0, out=packed[1:])
-        total = int(packed[-1])
-        shift = torch.repeat_interleave(starts - packed[:-1] - extra, lengths, output_size=total)
-        places = torch.arange(total, device="cpu") + shift
+        places = torch.from_numpy(places_of((starts - extra).numpy(), lengths.numpy()))
         if self.first_token is None:
             ids = self._ids[words[places]]
         else:
-            own = torch.ones(total, dtype=torch.bool, device="cpu")
+            own = torch.ones(len(places), dtype=torch.bool, device="cpu")
             own[packed[:-1]] = False
-            ids = torch.full((total,), self.first_token, device="cpu")
+            ids = torch.full((len(places),), self.first_token, device="cpu")
             ids[own] = self._ids[words[places[own]]]
         return ids, packed.int(), lengths.int()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..pair_batch import PairBatch
+from .places import places_of
 from .settings import NULL, Settings
 from .tokens import tokenizer
 from .vocabulary import Vocabulary
@@ -64,7 +65,9 @@ class PairReader:
         which = [places.setdefault(text, len(places)) for text in texts]
         ids, lengths = self._read(places)
         if len(places) < len(which):
-            ids, lengths = _repeated(ids, lengths, np.array(which))
+            starts, chosen = lengths.cumsum() - lengths, np.array(which)
+            lengths = lengths[chosen]
+            ids = ids[places_of(starts[chosen], lengths)]
         return torch.from_numpy(ids), torch.from_numpy(lengths)
 
     def _read(self, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -91,12 +94,3 @@ class PairReader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._set_up()
-
-
-def _repeated(ids: np.ndarray, lengths: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and lengths of those of the sentences, as often as each is named. ids: (total,); lengths: (sentences,)."""
-    starts = lengths.cumsum() - lengths
-    found = lengths[which]
-    ends = found.cumsum()
-    shift = np.repeat(starts[which] - ends + found, found)
-    return ids[np.arange(len(shift)) + shift], found
