@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -80,6 +81,34 @@ int main() {
 """
 
 
+# every worker has a task of every step, and waits in it for the others': no thread is too late to do anything wrong
+TOGETHER = """
+#include "crew.h"
+#include <cstdio>
+
+int main() {
+  using coalign::Crew;
+  int wrong = 0;
+  for (int workers = 2; workers < 5; ++workers) {
+    Crew::led(workers, [&](Crew& crew) {
+      std::vector<int> numbers(workers);  // neither atomic nor guarded
+      for (int step = 1; step <= 20; ++step) {
+        std::atomic<int> here = 0;
+        crew.each(workers, [&](int task, int) {
+          ++numbers[task];
+          here.fetch_add(1, std::memory_order_relaxed);
+          while (here.load(std::memory_order_relaxed) < workers) std::this_thread::yield();
+          numbers[task] += step;
+        });
+        for (int number : numbers) wrong += number != step + step * (step + 1) / 2;
+      }
+    });
+  }
+  std::printf("%d wrong", wrong);
+}
+"""
+
+
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory):
     """Compile a program under the thread sanitizer, and run it: its output, and what the sanitizer says."""
@@ -92,6 +121,7 @@ def sanitized(tmp_path_factory):
         pytest.skip(str(reason))
     # the sanitizer's own memory has its place, which addresses that are drawn at random may take
     fixed = ["setarch", "-R"] if shutil.which("setarch") else []
+    first = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}  # what goes on after a race may never end
 
     def run(program, crew=CREW):
         (folder / "program.cpp").write_text(program)
@@ -101,7 +131,8 @@ def sanitized(tmp_path_factory):
         built = subprocess.run(command, capture_output=True, text=True, check=False)
         if built.returncode:
             return None, built.stderr
-        done = subprocess.run([*fixed, folder / "program"], capture_output=True, text=True, check=False, timeout=120)
+        command = [*fixed, folder / "program"]
+        done = subprocess.run(command, env=first, capture_output=True, text=True, check=False, timeout=120)
         return done.stdout, done.stderr
 
     found, said = run("int main() {}")
@@ -112,6 +143,7 @@ def sanitized(tmp_path_factory):
 
 def test_every_task_is_done_once_and_seen_by_the_leader(sanitized):
     assert sanitized(PROGRAM) == ("0 wrong, 4 caught", "")
+    assert sanitized(TOGETHER) == ("0 wrong", "")
 
 
 @pytest.mark.parametrize(
@@ -131,5 +163,5 @@ def test_every_task_is_done_once_and_seen_by_the_leader(sanitized):
 )
 def test_what_is_wrong_is_noticed(sanitized, right, wrong):
     assert CREW.count(right) == 1
-    _, said = sanitized(PROGRAM, CREW.replace(right, wrong))
+    _, said = sanitized(TOGETHER, CREW.replace(right, wrong))
     assert "data race" in said
