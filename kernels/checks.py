@@ -68,6 +68,10 @@ def check_sides(a: Side, b: Side, bias: Tensor | None) -> None:
     operands = (a.f, b.f, a.x, b.x)
     described = ((t.shape, t.dtype, t.device, t.layout) for t in operands)
     check_operands(a.f.ndim == 2, *(part for of in zip(*described, strict=True) for part in of))
+    if a.f.ndim == 2 and not all(
+        t is not None and t.ndim == 1 and len(t) and t.dtype != torch.bool for t in (a.extent, b.extent)
+    ):
+        raise TypeError("extent_a and extent_b must be the offsets of packed operands, (pairs + 1,)")
     for letter, side in (("a", a), ("b", b)):
         if side.extent is None:
             continue
@@ -75,7 +79,7 @@ def check_sides(a: Side, b: Side, bias: Tensor | None) -> None:
         shape, dtypes = {
             "mask": (side.f.shape[:-1], (torch.bool,)),
             "lengths": (side.f.shape[:-2], (torch.int32, torch.int64)),
-            "offsets": (side.extent.shape[:1], (torch.int32,)),
+            "offsets": ((a.pairs + 1,), (torch.int32,)),
         }[side.kind]
         if side.extent.shape != shape or side.extent.dtype not in dtypes:
             what = f"{tuple(side.extent.shape)} of {side.extent.dtype}"

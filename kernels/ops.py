@@ -258,8 +258,11 @@ def sides(
     bias: Tensor | None, seed: Tensor | None, length_a: int, length_b: int,
     scale: float, clamp: float | None, dropout_a: float, dropout_b: float, backend: str | None,
 ) -> tuple[Side, Side, Tensor | None, Rule, str | None]:
-    """What the operators' operands are."""
+    """What the operators' operands are. Padded sides' lengths are their shapes', of which a traced program holds those
+    that it was traced with."""
     rule = Rule(scale, clamp, dropout_a, dropout_b, seed)
+    if f_a.ndim != 2:
+        length_a, length_b = f_a.shape[-2], f_b.shape[-2]
     return Side(f_a, a, extent_a, length_a), Side(f_b, b, extent_b, length_b), bias, rule, backend
 # fmt: on
 

@@ -287,3 +287,70 @@ def test_the_plain_operator_has_a_gradient():
         results.append(torch.autograd.grad(loss, inputs))
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("extents", [False, True], ids=["full", "lengths"])
+def test_traced_programs_serve_other_sizes(extents, backend):
+    """A trace holds the lengths that it saw as numbers."""
+
+    def call(f_a, f_b, a, b, *lengths):
+        options = dict(zip(("lengths_a", "lengths_b"), lengths, strict=bool(lengths)))
+        found = soft_align(f_a, f_b, a, b, **options, backend=backend.name)
+        return found.beta, found.alpha
+
+    def given(m, n):
+        case = RAGGED.but(m=m, n=n, tokens_a=(m, 2), tokens_b=(3, n)) if extents else Case("full", m, n)
+        operands = case.operands(backend.device)
+        lengths = [torch.tensor(counts, device=backend.device) for counts in ((m, 2), (3, n))]
+        return (*operands.differentiable().values(), *(lengths if extents else ()))
+
+    traced = torch.jit.trace(call, given(10, 8), check_trace=False)
+    for m, n in ((10, 8), (4, 4), (20, 15)):
+        inputs = given(m, n)
+        outputs, expected = traced(*inputs), call(*inputs)
+        for found, right in zip(outputs, expected, strict=True):
+            assert torch.equal(found, right)
+        upstream = [torch.randn_like(t) for t in expected]
+        for found, right in zip(
+            *(torch.autograd.grad(o, inputs[:4], upstream) for o in (outputs, expected)), strict=True
+        ):
+            assert torch.equal(found, right)
+
+
+@pytest.mark.parametrize("biased", [False, True], ids=["four operands", "a bias"])
+def test_lazily_negated_tensors(biased, backend):
+    """z.conj().imag is one: what its memory holds has the other sign."""
+    results = []
+    for view in (torch._neg_view, torch.neg):
+        torch.manual_seed(0)
+        sizes = (5, 8), (4, 8), (5, 3), (4, 6)
+        leaves = [torch.randn(2, *size, device=backend.device, requires_grad=True) for size in sizes]
+        bias = view(torch.randn(2, 5, 4, device=backend.device)) if biased else None
+        outputs = soft_align(*map(view, leaves), bias=bias, backend=backend.name)
+        upstream = [view(torch.randn_like(o)) for o in (outputs.beta, outputs.alpha)]
+        assert all(t.is_neg() == (view is torch._neg_view) for t in upstream)
+        results.append((*outputs[:2], *torch.autograd.grad((outputs.beta, outputs.alpha), leaves, upstream)))
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("offsets_a", "offsets_b", "said"),
+    [
+        ([0, 3, 6, 9], [0, 9], r"extent_b must be \(4,\)"),
+        ([0, 9], [0, 3, 9], r"extent_b must be \(2,\)"),
+        ([], [], "extent_a and extent_b must be the offsets"),
+        (None, [0, 9], "extent_a and extent_b must be the offsets"),
+        ([True] * 9, [True] * 9, "extent_a and extent_b must be the offsets"),
+        ([[0, 9]], [[0, 9]], "extent_a and extent_b must be the offsets"),
+    ],
+)
+def test_the_plain_operator_refuses_offsets_that_are_none(offsets_a, offsets_b, said, backend):
+    """Kernels would read behind them; programs that were traced hold none of soft_align_packed's checks."""
+    operands = [torch.randn(9, w, device=backend.device) for w in (4, 4, 3, 5)]
+    extents = [
+        None if o is None else torch.tensor(o, device=backend.device, dtype=torch.bool if True in o else torch.int32)
+        for o in (offsets_a, offsets_b)
+    ]
+    with pytest.raises(TypeError, match=said):
+        torch.ops.coalign.soft_align(*operands, *extents, None, None, 9, 9, 1.0, None, 0.0, 0.0, backend.name)

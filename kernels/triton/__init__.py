@@ -48,6 +48,7 @@ def unsupported_on(device: torch.device, dtype: torch.dtype) -> list[str]:
 def forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
     launch, prepared = _launcher()
     tf32 = gpu.tf32_allowed()
+    a, b, bias = _positive_side(a), _positive_side(b), _positive(bias)
     found: Alignment = launch.room_forward(a, b)
     with on_device(a.f):
         prepared.launch(
@@ -63,9 +64,9 @@ def backward(
 ) -> OperandGrads:
     launch, prepared = _launcher()
     tf32 = gpu.tf32_allowed()
+    a, b, bias = _positive_side(a), _positive_side(b), _positive(bias)
     saved = Alignment(*(t.contiguous() for t in saved))
-    dlse_a, dlse_b = (g if g is None else g.contiguous() for g in (grads.lse_a, grads.lse_b))
-    grads = AlignmentGrads(grads.beta.contiguous(), grads.alpha.contiguous(), dlse_a, dlse_b)
+    grads = AlignmentGrads(*(g if g is None else _positive(g).contiguous() for g in grads))
     found, deltas = launch.room_backward(a, b, bias, saved, bias_grad)
     sizes = None if deltas is None else (deltas.a.shape, deltas.b.shape)
     there = tuple(t is None for t in (grads.lse_a, grads.lse_b, found.bias))
@@ -76,6 +77,15 @@ def backward(
             lambda: launch.plan_backward(a, b, bias, rule, saved, grads, found, deltas, target(a.f.device, tf32)),
         )
     return found
+
+
+def _positive(t: Tensor | None) -> Any:
+    """The tensor with the numbers that kernels read in its memory; a lazily negated one (`z.conj().imag`) has others."""
+    return t.resolve_neg() if t is not None and t.is_neg() else t
+
+
+def _positive_side(side: Side) -> Side:
+    return side._replace(f=_positive(side.f), x=_positive(side.x)) if side.f.is_neg() or side.x.is_neg() else side
 
 
 # The same for operands without options (see quick.py), on a GPU, where nobody looks at the values of extents.
