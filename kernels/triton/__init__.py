@@ -80,7 +80,7 @@ def backward(
 
 
 def _positive(t: Tensor | None) -> Any:
-    """The tensor with the numbers that kernels read in its memory; a lazily negated one (`z.conj().imag`) has others."""
+    """The tensor as kernels read it: in the memory of a lazily negated one (`z.conj().imag`) signs are turned."""
     return t.resolve_neg() if t is not None and t.is_neg() else t
 
 
