@@ -11,13 +11,14 @@ from coalign.testing import Case, assert_accurate, run
 BUDGET = 2e-6
 
 
-def errors(operands, bias=None):
-    """‖found − truth‖ / ‖truth‖ of each operand's gradient."""
+def errors(operands, bias=None, size=1.0):
+    """‖found − truth‖ / ‖truth‖ of each operand's gradient; size: of what arrives for them to be made of."""
     draw = torch.Generator().manual_seed(2)
     arriving = [
         torch.randn(operands[0].shape[1], operands[3].shape[2], generator=draw, dtype=torch.float64)[None],
         torch.randn(operands[1].shape[1], operands[2].shape[2], generator=draw, dtype=torch.float64)[None],
     ]
+    arriving = [t * size for t in arriving]
     found = []
     for dtype, backend in ((torch.float32, "native"), (torch.float64, "reference")):
         leaves = [t.to(dtype).requires_grad_() for t in operands]
@@ -63,6 +64,21 @@ def test_wide_features_that_are_all_positive(h):
         operands.f_a.abs_().mul_(0.7)
         operands.f_b.abs_().mul_(0.7)
     assert_accurate(run(operands, "native"), operands)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e25])
+@pytest.mark.parametrize("score", [-60, -38, 38, 60])
+@pytest.mark.parametrize("shape", [(10, 12), (100, 90)], ids=["a block", "blocks"])
+def test_large_and_small_values_at_scores_far_from_0(shape, score, size):
+    """Where both softmaxes share exponentials, exp of the score itself is what values are weighed with."""
+    operands = made(*shape)
+    bias = torch.full(shape, float(score), dtype=torch.float64)
+    f_a, f_b, a, b = (t.float() for t in operands)
+    outputs = soft_align(f_a, f_b, a * size, b * size, bias=bias.float(), backend="native")
+    truth = soft_align(*operands[:2], *(t.float().double() for t in operands[2:]), bias=bias, backend="reference")
+    for found, right in zip(outputs, truth, strict=True):
+        assert float((found.double() / size - right).norm() / right.norm()) <= 1e-5
+    assert max(errors(operands, bias, size)) <= 1e-5
 
 
 def test_sides_that_int_can_not_count():

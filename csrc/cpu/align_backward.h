@@ -23,10 +23,18 @@ struct Arrived {
 
 namespace detail {
 
-// Whether all these log-sum-exps are modest: exponentials need nothing subtracted then.
+// Whether exponentials of a block of e need nothing subtracted, for its rows' and columns' log-sum-exps.
 template <class T>
-bool modest(const T* lse, int count) {
-  return std::all_of(lse, lse + count, [](T x) { return -kModest<T> <= x && x <= kModest<T>; });
+Shared shared_for(const T* lse_a, int rows, const T* lse_b, int columns, bool whole) {
+  T least = lse_a[0], most = least;
+  auto consider = [&](const T* lse, int count) {
+    for (int i = 0; i < count; ++i) {
+      if (!(std::abs(lse[i]) <= kFar + kClose)) return false;  // NaN too
+      least = std::min(least, lse[i]), most = std::max(most, lse[i]);
+    }
+    return true;
+  };
+  return consider(lse_a, rows) && consider(lse_b, columns) ? coalign::shared_for(least, most, whole) : Shared{};
 }
 
 // Weights of both softmaxes. Not a std::pair: that takes references, and vectors on the stack may lie unaligned.
@@ -42,7 +50,7 @@ struct Weights {
 // number beside which the mean is small may itself be what it is lost in: then the mean is the next start.
 template <class T>
 void weigh_whole(
-    T* p, T* q, T* dp, T* dq, const Block& at, int ld, bool shared, const T* lse_a, const T* lse_b, T* delta_a,
+    T* p, T* q, T* dp, T* dq, const Block& at, int ld, Shared shared, const T* lse_a, const T* lse_b, T* delta_a,
     T* delta_b, T* gain_a, T* gain_b) {
   constexpr int W = lanes<T>;
   T found_b[kBlock] = {}, total_b[kBlock] = {};
@@ -72,7 +80,7 @@ void weigh_whole(
       };
       if (shared) {
         each([&](Vec<T> e, int k, int) ALWAYS_INLINE {
-          const Vec<T> weight = exp<T>(e);
+          const Vec<T> weight = exp<T>(e, shared.power);
           store(p + k, weight);
           return Weights<T>{weight, weight};
         });
@@ -145,7 +153,7 @@ void align_backward(
         drop(dq + from, ld, part, rule.q, bias.index_a, bias.index_b);
       });
       const T *lse_a = to_a.lse + i0, *lse_b = to_b.lse + j0;
-      const bool shared = modest(lse_a, at.rows) && modest(lse_b, at.columns);
+      const Shared shared = shared_for(lse_a, at.rows, lse_b, at.columns, whole);
       std::copy_n(to_a.delta + i0, kBlock, delta_a);
       std::copy_n(to_b.delta + j0, kBlock, delta_b);
       if (whole) {

@@ -5,8 +5,9 @@
 // what was summed before is worth less, by the factor `fade`. What is summed with a block's weights is worth `gain`;
 // with `whole` the block is all there is, and the gain divides by the sum at once.
 //
-// Where the maxima of all rows and columns are modest, one exponential serves both softmaxes: exp(e), with 0 for
-// everyone's reference, so that a row's bits do not depend on what other rows hold.
+// Where the maxima of all rows and columns are close, one exponential serves both softmaxes: exp(e), with 0 for
+// everyone's reference. Counted in a power of two that lies in their middle, which is exact: so a row's bits do not depend
+// on what other rows hold.
 #pragma once
 
 #include <algorithm>
@@ -18,10 +19,28 @@ namespace coalign {
 template <class T>
 constexpr T kNothing = -std::numeric_limits<T>::infinity();
 
-// How large maxima, or log-sum-exps, may be, on either side of 0, that share exponentials: sums of exp(40) are far from
-// overflow, and what is lost below exp(-87) is less than exp(-47) of its row.
+// How far maxima, or log-sum-exps, that share exponentials may be from their middle, and that from 0: sums of exp(24) of
+// the largest values that anybody has are far from overflow, and what is lost below exp(-87) is less than exp(-63) of
+// its row.
+constexpr float kClose = 24, kFar = 40;
+
+// Whether exponentials may be shared, and what they are counted in then.
+struct Shared {
+  bool serves;
+  int power;
+
+  explicit operator bool() const { return serves; }
+};
+
+// For maxima from `least` to `most`, not where they are NaN. Where rows go on, what is summed is worth exp(0) a unit, and
+// so are they to be close to 0.
 template <class T>
-constexpr T kModest = 40;
+Shared shared_for(T least, T most, bool whole) {
+  const T middle = whole ? (least + most) / 2 : T(0);
+  const bool serves =
+      middle - least <= kClose && most - middle <= kClose && -kFar <= middle && middle <= kFar;
+  return {serves, serves ? static_cast<int>(std::lrint(middle * T(1.44269504))) : 0};
+}
 
 // State of so many rows or columns as a side has tokens; each array has room for whole vectors.
 template <class T>
@@ -46,13 +65,13 @@ struct Running {
     store(gain + i, whole ? (now == T(0) ? Vec<T>{} : worth / now) : worth);
   }
 
-  // The same for weights that were exponentiated as they are. most: the block's maxima.
-  ALWAYS_INLINE void add_shared(int i, Vec<T> sum, Vec<T> most, bool whole) const {
+  // The same for weights that were exponentiated as they are, and counted in `unit`. most: the block's maxima.
+  ALWAYS_INLINE void add_shared(int i, Vec<T> sum, T unit, Vec<T> most, bool whole) const {
     if (whole) {
       store(peak + i, Vec<T>{});
-      store(total + i, sum);
+      store(total + i, sum * unit);
       store(gain + i, sum == T(0) ? Vec<T>{} : T(1) / sum);
-    } else {
+    } else {  // the unit is 1
       const Vec<T> shift = raise(i, most == kNothing<T> ? most : Vec<T>{}), beyond = -shift;
       add(i, sum, exp<T>(beyond > T(0) ? Vec<T>{} : beyond), false);  // beyond it where there is nothing in the row
     }
@@ -105,7 +124,7 @@ void column_weights(const T* e, int rows, int columns, int ld, T* p, const Runni
 }
 
 // Weights of both softmaxes of a block, ROOM x ROOM at most, as one: e becomes exp(e). False, and nothing done, where
-// the maxima are not modest. e has room for whole vectors of rows. in_rows, in_columns: whose state to keep;
+// the maxima are not close. e has room for whole vectors of rows. in_rows, in_columns: whose state to keep;
 // the weights do not depend on it.
 template <int ROOM, class T>
 bool shared_weights(
@@ -149,7 +168,10 @@ bool shared_weights(
       },
       [&](int i) ALWAYS_INLINE { consider(most[i / W] = maxima<T>(along)); });
   for (int j = 0; j < columns; j += W) consider(across[j / W]);
-  if (!(highest<T>(high) <= kModest<T> && highest<T>(depth) <= kModest<T>)) return false;  // NaN too
+  const Shared shared = shared_for(-highest<T>(depth), highest<T>(high), whole);
+  if (!shared) return false;
+  const int power = shared.power;
+  const T unit = std::ldexp(T(1), power);
   Vec<T> most_across[ROOM / W];
   for (int j = 0; j < columns / W; ++j) most_across[j] = across[j];
 
@@ -157,17 +179,17 @@ bool shared_weights(
       T(0),
       [&](T* at, Vec<T>* mine, Vec<T>& column) ALWAYS_INLINE {
         unroll<STEP>([&](auto k) ALWAYS_INLINE {
-          const Vec<T> v = exp<T>(load(at + k * ld));
+          const Vec<T> v = exp<T>(load(at + k * ld), power);
           store(at + k * ld, v);
           mine[k] += v;
           column += v;
         });
       },
       [&](int i) ALWAYS_INLINE {
-        if (keep_rows) in_rows.add_shared(i, sums<T>(along), most[i / W], whole);
+        if (keep_rows) in_rows.add_shared(i, sums<T>(along), unit, most[i / W], whole);
       });
   for (int j = 0; keep_columns && j < columns; j += W) {
-    in_columns.add_shared(j, across[j / W], most_across[j / W], whole);
+    in_columns.add_shared(j, across[j / W], unit, most_across[j / W], whole);
   }
   return true;
 }
