@@ -53,7 +53,9 @@ class FrozenDecomposableAttention(nn.Module):
     vocabulary makes its pair's scores NaN. Elsewhere, and where a compiler or `torch.export` traces the model, it is
     plain PyTorch.
 
-    Buffers: table (words, 3 num_hiddens); weights and biases of the layers that are left. Biases are float32.
+    Buffers: table (words, 3 num_hiddens); weights and biases of the layers that are left. Biases are float32. They may
+    change; after changes that leave no sign (of `t.data`, of a NumPy view, by torch.distributed's collectives)
+    `model.load_state_dict(model.state_dict())` has the kernels look at them anew.
 
     Args:
         model: what is frozen. dtype: of table and weights, float32 or bfloat16.
@@ -210,7 +212,7 @@ class FrozenDecomposableAttention(nn.Module):
         """The weights packed for the C++ kernel."""
 
         def pack() -> list[Tensor]:
-            _check_shapes("the model", dict(self.named_buffers()))
+            _check_fit("the model", dict(self.named_buffers()))
             return [native.pack(getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")) for name in LAYERS]
 
         packed: list[Tensor] = self._derived(pack)
@@ -220,7 +222,7 @@ class FrozenDecomposableAttention(nn.Module):
         """What keeps a GPU's kernels, in which pairs share products, from these numbers; the GPU is waited for."""
 
         def look() -> list[str]:
-            _check_shapes("the model", dict(self.named_buffers()))
+            _check_fit("the model", dict(self.named_buffers()))
             bad = [name for name, t in self.named_buffers() if not t.isfinite().all()]
             return [f"{name} holds numbers that are not finite" for name in bad]
 
@@ -257,7 +259,7 @@ class FrozenDecomposableAttention(nn.Module):
         """The scores of the sums V_a and V_b side by side."""
         hidden = self._linear("first", sums.to(self.table.dtype))
         output = F.linear(self._linear("second", hidden), self.output_weight)
-        return output.float() + self.output_bias
+        return output.float() + self.output_bias.float()
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         weight, bias = getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
@@ -296,16 +298,15 @@ class FrozenDecomposableAttention(nn.Module):
             raise ValueError(
                 f"{path} holds no frozen model ({FORMAT}), but {metadata.get('format') or 'other tensors'}"
             )
-        _check_shapes(str(path), state)
+        if "table" in state and (dtype := state["table"].dtype) not in DTYPES:
+            raise ValueError(f"{path}: table must be {' or '.join(map(str, DTYPES))}, not {dtype}")
+        _check_fit(str(path), state)
         padding_idx = metadata.get("padding_idx") or None
         if padding_idx is not None and not (padding_idx.isdecimal() and int(padding_idx) < len(state["table"])):
             raise ValueError(f"{path}: padding_idx must be a row of the table, not {padding_idx!r}")
-        if (dtype := state["table"].dtype) not in DTYPES:
-            raise ValueError(f"{path}: table must be {' or '.join(map(str, DTYPES))}, not {dtype}")
         for name, t in state.items():
-            expected = torch.float32 if name.endswith("_bias") else dtype
-            if t.dtype != expected:
-                raise ValueError(f"{path}: {name} must be {expected}, not {t.dtype}")
+            if name.endswith("_bias") and t.dtype != torch.float32:
+                raise ValueError(f"{path}: {name} must be {torch.float32}, not {t.dtype}")
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         made._set_up(state, None if padding_idx is None else int(padding_idx), backend)
@@ -375,8 +376,8 @@ def _vocabulary_table(model: DecomposableAttention, dtype: torch.dtype) -> Tenso
     return table
 
 
-def _check_shapes(whose: str, state: Mapping[str, Tensor]) -> None:
-    """That the tensors are a frozen model's, and fit one another: the kernel relies on it."""
+def _check_fit(whose: str, state: Mapping[str, Tensor]) -> None:
+    """That the tensors are a frozen model's, and fit one another: the kernel relies on it, and reads no other dtype."""
     expected = {"table", *(f"{name}_{kind}" for name in LAYERS for kind in ("weight", "bias"))}
     if state.keys() != expected:
         raise ValueError(f"{whose} must hold {', '.join(sorted(expected))}; found {', '.join(sorted(state))}")
@@ -385,5 +386,8 @@ def _check_shapes(whose: str, state: Mapping[str, Tensor]) -> None:
     for name, out, width in (("compare", h, h), ("first", h, 2 * h), ("second", h, h), ("output", classes, h)):
         shapes |= {f"{name}_weight": (out, width), f"{name}_bias": (out,)}
     for name, shape in shapes.items():
-        if tuple(state[name].shape) != shape:
-            raise ValueError(f"{whose}: {name} must be {shape}, not {tuple(state[name].shape)}")
+        t, dtype = state[name], state["table"].dtype
+        if tuple(t.shape) != shape:
+            raise ValueError(f"{whose}: {name} must be {shape}, not {tuple(t.shape)}")
+        if name.endswith("_weight") and t.dtype != dtype:
+            raise ValueError(f"{whose}: {name} must be {dtype}, like table, not {t.dtype}")

@@ -326,6 +326,33 @@ def test_inference_mode(dtype):
         assert not torch.equal(of(PAIRS), before)
 
 
+def test_changes_that_leave_no_sign():
+    of = frozen(model(), "native")
+    before = of(PAIRS)
+    of.output_bias.numpy()[:] += 10
+    of.load_state_dict(of.state_dict())
+    assert_close(of(PAIRS), before + 10, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["compare_weight", "first_weight", "second_weight", "output_weight"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_weights_of_other_dtypes_are_refused(dtype, name):
+    """Memory would be read as numbers that it does not hold."""
+    of = frozen(model(), "native")
+    of(PAIRS)
+    setattr(of, name, getattr(of, name).to(dtype))
+    with pytest.raises(ValueError, match=f"{name} must be torch.float32, like table, not {dtype}"):
+        of(PAIRS)
+
+
+def test_in_float64_scores_are_float32():
+    of = model().freeze()
+    expected = of(PAIRS)
+    found = of.double()(PAIRS)
+    assert found.dtype == torch.float32
+    assert_close(found, expected, 1e-5)
+
+
 def test_strided_tables_and_offsets():
     of = frozen(model(), "native")
     expected = of(PAIRS)

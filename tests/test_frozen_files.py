@@ -66,7 +66,7 @@ def test_cast_models_are_saved_where_they_can_be_loaded(tmp_path):
         (
             {"first_weight": torch.zeros(20, 40).bfloat16()},
             {},
-            "first_weight must be torch.float32, not torch.bfloat16",
+            "first_weight must be torch.float32, like table, not torch.bfloat16",
         ),
         ({"output_bias": torch.zeros(3).double()}, {}, "output_bias must be torch.float32, not torch.float64"),
         ({"table": torch.zeros(60, 60).half()}, {}, "table must be torch.float32 or torch.bfloat16, not torch.float16"),
