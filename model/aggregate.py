@@ -9,7 +9,7 @@ from .mlp import mlp
 
 
 class Aggregate(nn.Module):
-    """d2l's Aggregate.
+    """d2l's Aggregate, of sums, which `Compare` makes here, or of the words' vectors that d2l's Compare gives.
 
     Args:
         num_inputs: width of V_A and V_B together. num_hiddens: width of h. num_outputs: number of classes.
@@ -22,5 +22,7 @@ class Aggregate(nn.Module):
         self.linear = nn.Linear(num_hiddens, num_outputs)
 
     def forward(self, V_A: Tensor, V_B: Tensor) -> Tensor:
-        """V_A, V_B (batch, width) -> class scores (batch, num_outputs), not normalised."""
+        """V_A, V_B (batch, width), or (batch, words, width), which are summed -> class scores (batch, num_outputs), not
+        normalised."""
+        V_A, V_B = (V.sum(1) if V.ndim == 3 else V for V in (V_A, V_B))
         return self.linear(self.h(torch.cat([V_A, V_B], dim=1)))

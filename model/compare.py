@@ -12,7 +12,7 @@ from .segments import segment_sum
 
 
 class Compare(nn.Module):
-    """d2l's Compare, with padding left out of the sums.
+    """d2l's Compare and the sums over words that d2l's Aggregate begins with: padding is known here, and left out.
 
     Args:
         num_inputs: width of a word's vector and of what is aligned to it, together. num_hiddens: width of g.

@@ -178,8 +178,9 @@ class DecomposableAttention(nn.Module):
             if (scores := self._inferred(packed)) is not None:  # which computes with a sentence's equal words once
                 return scores
         A, B = self._embed(premises, hypotheses, extents)
-        beta, alpha = self.attend(A, B, **extents)
-        V_A, V_B = self.compare(A, B, beta, alpha, **extents)
+        given = {name: t for name, t in extents.items() if t is not None}  # d2l's own layers take none of them
+        beta, alpha = self.attend(A, B, **given)
+        V_A, V_B = self.compare(A, B, beta, alpha, **given)
         return self.aggregate(V_A, V_B)
 
     def _can_be_packed(self, premises: Tensor) -> bool:

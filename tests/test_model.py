@@ -155,6 +155,40 @@ def test_parts_alone_take_d2ls_arguments():
     assert Aggregate(32, 16, 7)(V_A, V_B).shape == (2, 7)
 
 
+class BookAttend(nn.Module):
+    """As the book's exercises have it written."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, A, B):
+        e = self.f(A) @ self.f(B).mT
+        return e.softmax(-1) @ B, e.softmax(-2).mT @ A
+
+
+class BookCompare(nn.Module):
+    """With a vector for each word, which the book's Aggregate sums."""
+
+    def __init__(self, g):
+        super().__init__()
+        self.g = g
+
+    def forward(self, A, B, beta, alpha):
+        return self.g(torch.cat([A, beta], dim=2)), self.g(torch.cat([B, alpha], dim=2))
+
+
+@pytest.mark.parametrize("parts", [("attend",), ("compare",), ("attend", "compare")], ids=" and ".join)
+def test_the_books_parts_take_the_places_of_ours(book, parts):
+    model = ours(book)
+    if "attend" in parts:
+        model.attend = BookAttend(model.attend.f)
+    if "compare" in parts:
+        model.compare = BookCompare(model.compare.g)
+    expected = scores_and_gradients(book, lambda model: model(X))
+    assert_close(scores_and_gradients(model, lambda model: model(X)), expected)
+
+
 def test_d2ls_constructor_and_size():
     model = DecomposableAttention(range(9), 100, 200)
     assert sum(p.numel() for name, p in model.named_parameters() if not name.startswith("embedding")) == 261_803
