@@ -50,7 +50,9 @@ class PairBatch:
             lengths = _checked_lengths(letter, self, getattr(self, f"lengths_{letter}"))
             object.__setattr__(self, f"lengths_{letter}", lengths)
             given, longest = getattr(self, f"max_length_{letter}"), _longest(lengths)
-            if given is not None and (type(given) is not int or given < longest):
+            if given is not None and type(given) is not int:
+                raise TypeError(f"max_length_{letter} must be an int, not {type(given).__name__}")
+            if given is not None and given < longest:
                 raise ValueError(f"max_length_{letter} must be {longest} or more, of the longest sentence, not {given}")
             object.__setattr__(self, f"max_length_{letter}", longest if given is None else given)
         if self.offsets_a.shape != self.offsets_b.shape:
