@@ -35,7 +35,7 @@ class Side(NamedTuple):
             return "full"
         if self.extent.dtype == torch.bool:
             return "mask"
-        return "offsets" if self.f.ndim == 2 else "lengths"
+        return "offsets" if self.f.ndim == 2 and self.extent.ndim == 1 else "lengths"
 
     def keep(self) -> Tensor | None:
         """Which rows of a padded side are tokens: (*batch, rows) bool, or None where all are."""

@@ -239,6 +239,26 @@ def test_lengths_that_do_not_fit_are_refused(call):
             call(f_a, f_b, *values, lengths_a=torch.tensor(lengths))
 
 
+@pytest.mark.parametrize("kinds", [("lengths", "lengths"), ("lengths", "mask"), ("mask", "lengths")], ids=str)
+def test_one_pair_without_a_batch_takes_lengths_of_no_dimension(kinds):
+    torch.manual_seed(0)
+    f_a, f_b = torch.randn(5, 8), torch.randn(4, 8)
+    given = {}
+    for letter, kind, rows, length in zip("ab", kinds, (5, 4), (3, 2), strict=True):
+        given[f"{kind}_{letter}"] = torch.tensor(length) if kind == "lengths" else torch.arange(rows) < length
+    batched = {name: t[None] for name, t in given.items()}
+    for call in (alignment_weights, dual_softmax, dual_softmax_matches):
+        found, expected = call(f_a, f_b, **given), call(f_a[None], f_b[None], **batched)
+        pairs = [(found, expected)] if isinstance(found, torch.Tensor) else zip(found, expected, strict=True)
+        for one, other in pairs:
+            torch.testing.assert_close(one, other[0])
+    table = explain(f_a, f_b, f_a, f_b, **given)
+    assert table == explain(f_a[None], f_b[None], f_a[None], f_b[None], **batched)
+    name, rows, length = ("lengths_a", 5, 6) if kinds[0] == "lengths" else ("lengths_b", 4, -1)
+    with pytest.raises(ValueError, match=f"{name} must lie between 0 and {rows}, .*; found {length}"):
+        dual_softmax(f_a, f_b, **given | {name: torch.tensor(length)})
+
+
 def test_no_score_of_a_match_is_above_one():
     """However large scores are: two products of the same features differ by their rounding."""
     torch.manual_seed(0)
