@@ -20,7 +20,7 @@ from torch import Tensor
 from . import autocast, dispatch, reference, transforms
 from .checks import check_sides
 from .names import NAMESPACE
-from .problem import PLAIN, Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side
+from .problem import PLAIN, Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side, sum_dtype
 
 TENSORS, OPERANDS = 8, 15  # of what `flat` gives, so many may be tensors
 _OPERANDS = (
@@ -329,19 +329,14 @@ def _empty_alignment(a: Side, b: Side) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         a.x.new_empty(*a.f.shape[:-1], b.x.shape[-1]),
         b.x.new_empty(*b.f.shape[:-1], a.x.shape[-1]),
-        a.f.new_empty(a.f.shape[:-1], dtype=_sum_dtype(a.f)),
-        b.f.new_empty(b.f.shape[:-1], dtype=_sum_dtype(a.f)),
+        a.f.new_empty(a.f.shape[:-1], dtype=sum_dtype(a.f)),
+        b.f.new_empty(b.f.shape[:-1], dtype=sum_dtype(a.f)),
     )
 
 
 def _empty_operand_grads(a: Side, b: Side, bias: Tensor | None, bias_grad: bool) -> tuple[Tensor, ...]:
-    dbias = a.f.new_empty(0) if bias is None or not bias_grad else bias.new_empty(bias.shape, dtype=_sum_dtype(a.f))
+    dbias = a.f.new_empty(0) if bias is None or not bias_grad else bias.new_empty(bias.shape, dtype=sum_dtype(a.f))
     return *(t.new_empty(t.shape) for t in (a.f, b.f, a.x, b.x)), dbias
-
-
-def _sum_dtype(f: Tensor) -> torch.dtype:
-    """What scores, LSEs and the bias' gradient are kept in."""
-    return torch.float64 if f.dtype == torch.float64 else torch.float32
 
 
 def _nothing_to_align(a: Side, b: Side) -> bool:

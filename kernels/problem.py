@@ -77,6 +77,11 @@ class Alignment(NamedTuple):
     lse_b: Tensor
 
 
+def sum_dtype(f: Tensor) -> torch.dtype:
+    """What scores, LSEs and the bias' gradient are kept in."""
+    return torch.float64 if f.dtype == torch.float64 else torch.float32
+
+
 class AlignmentGrads(NamedTuple):
     """Gradients that arrive: for beta and alpha always, for the LSEs where they were used."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_tensor
-from .problem import Rule
+from .problem import Rule, sum_dtype
 
 
 def check_scale(scale: float | Tensor) -> None:
@@ -43,7 +43,7 @@ def make_rule(
             raise TypeError(f"clamp must be a number or None, not {type(clamp).__name__}")
         if not clamp > 0:
             raise ValueError(f"clamp must be above 0, not {clamp}")
-        clamp = float(clamp) if _finite(clamp) else None
+        clamp = float(clamp) if clamp <= torch.finfo(sum_dtype(like)).max else None  # no score is beyond
     shares = dropout if isinstance(dropout, tuple) else (dropout, dropout)
     if len(shares) != 2 or any(not isinstance(p, (int, float)) or isinstance(p, bool) for p in shares):
         raise TypeError(f"dropout must be a number or two of them, (of β's weights, of α's), not {dropout!r}")

@@ -144,6 +144,28 @@ def test_gradients_of_samples():
             torch.testing.assert_close(one[k], other, rtol=1e-4, atol=1e-4)
 
 
+def test_a_clamp_beyond_all_scores_is_none(backend):
+    """Scores have 32 bits, those of half precision too."""
+    for dtype in (torch.float32, torch.bfloat16):
+        given = [t.detach().to(dtype) for t in operands(backend.device)]
+        for clamp in (1e39, 1e308, 10**400):
+            found = soft_align(*given, clamp=clamp, backend=backend.name)
+            for one, other in zip(found, soft_align(*given, backend=backend.name), strict=True):
+                assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["reference", "native"])
+def test_float64_has_scores_beyond_float32(name):
+    f_a, f_b = torch.tensor([[1e20]]).double(), torch.tensor([[1e20], [3e20]]).double()
+    b = torch.tensor([[0.0], [1.0]]).double()
+    options = {"clamp": 1e39, "return_lse": True, "backend": name}
+    found = soft_align(f_a, f_b, f_a, b, **options)
+    assert found.beta.item() == 0.5
+    assert found.lse_b.tolist() == [1e39, 1e39]
+    for clamp in (None, 10**400):
+        assert soft_align(f_a, f_b, f_a, b, clamp=clamp, backend=name).beta.item() == 1.0
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
