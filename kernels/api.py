@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from . import autocast, dispatch, ops, quick
-from .checks import OPERANDS, check_operands, check_tensor, expand
+from .checks import DTYPES, OPERANDS, check_kind, check_operands, check_tensor, expand
 from .nested import is_nested, jagged, packed
-from .problem import Alignment, Problem, Side
+from .problem import MOST_ROWS, Alignment, Problem, Side
 from .rules import check_scale, make_rule
 from .scale import scaled
 
@@ -213,6 +213,8 @@ def soft_align_packed(
             raise TypeError(f"max_length_{letter} must be an int, not {type(length).__name__}")
         if length < 0:
             raise ValueError(f"max_length_{letter} must be 0 or more, not {length}")
+        if length > MOST_ROWS:
+            raise ValueError(f"max_length_{letter} must be below 2**63, not {length}")
     if offsets_a.shape != offsets_b.shape:
         raise ValueError(
             "offsets_a and offsets_b must describe the same number of pairs; they have "
@@ -299,8 +301,8 @@ def _scaled(side: Side, scale: float | Tensor, packed: bool) -> tuple[Side, floa
     if not isinstance(scale, Tensor):
         return side, float(scale)
     check_tensor("scale", scale, side.f)
-    if not scale.is_floating_point():
-        raise TypeError(f"scale must be a number or a floating-point tensor, not {scale.dtype}")
+    if scale.dtype not in DTYPES:
+        raise TypeError(f"scale must be a number or a tensor of a dtype that f_a may have, not of {scale.dtype}")
     return scaled(side, expand("scale", scale, side.f.shape[:-2], "f_a's batch dimensions"), packed), 1.0
 
 
@@ -308,10 +310,9 @@ def _operands(f_a: Tensor, f_b: Tensor, a: Tensor, b: Tensor, packed: bool) -> t
     """The four operands checked, and cast where autocast says so."""
     operands: tuple[Tensor, ...] = (f_a, f_b, a, b)
     plain = Tensor is type(f_a) is type(f_b) is type(a) is type(b)
-    if not plain:
+    if not plain or f_a.is_nested or f_b.is_nested or a.is_nested or b.is_nested:
         for name, t in zip(OPERANDS, operands, strict=True):
-            if not isinstance(t, Tensor):
-                raise TypeError(f"{name} must be a tensor, not {type(t).__name__}")
+            check_kind(name, t)
     device = f_a.device
     if autocast.enabled(device.type):
         operands = autocast.cast(operands)

@@ -13,9 +13,15 @@ OPERANDS = ("f_a", "f_b", "a", "b")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_tensor(name: str, value: object, like: Tensor) -> None:
+def check_kind(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")
+    if value.is_nested:  # which may have no shape to be checked by
+        raise TypeError(f"{name} must be a dense (strided) tensor, not a nested one")
+
+
+def check_tensor(name: str, value: Any, like: Tensor) -> None:
+    check_kind(name, value)
     check_place(name, value.device, value.layout, like.device)
 
 

@@ -47,6 +47,8 @@ def dual_softmax_matches(
     """
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be a whole number, at least 1, not {chunk}")
+    if not isinstance(threshold, (int, float)):
+        raise TypeError(f"threshold must be a number, not {type(threshold).__name__}")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie between 0 and 1, not {threshold}")
     if not (isinstance(f_a, Tensor) and isinstance(f_b, Tensor)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .api import soft_align
@@ -29,8 +30,15 @@ def soft_align_one_way(
     Raises:
         TypeError, ValueError, BackendUnavailable: as in `soft_align`.
     """
-    column = f_a.detach()[..., :1] if isinstance(f_a, Tensor) else f_a
+    column = f_a.detach()[..., :1] if _has_columns(f_a) else f_a
     return soft_align(
         f_a, f_b, column, b, mask_a=mask_a, mask_b=mask_b, lengths_a=lengths_a, lengths_b=lengths_b, scale=scale,
         bias=bias, clamp=clamp, dropout=(dropout, 0.0), seed=seed, backend=backend,
     ).beta  # fmt: skip
+
+
+def _has_columns(f_a: Tensor) -> bool:
+    """Whether there is one to be cut from it; `soft_align` says what is wrong with anything else."""
+    if not isinstance(f_a, Tensor) or f_a.ndim == 0:
+        return False
+    return f_a.layout is torch.jagged or (f_a.layout is torch.strided and not f_a.is_nested)

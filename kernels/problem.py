@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 Extent = Literal["full", "mask", "lengths", "offsets"]
+MOST_ROWS = 2**63 - 1  # that a pair may be said to have: what operators and kernels can be told
 
 
 class Side(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, ops, transforms
-from .problem import PLAIN, Alignment, Problem, Side
+from .problem import MOST_ROWS, PLAIN, Alignment, Problem, Side
 
 _MOST = 4096  # of kinds of calls to remember
 _LENGTHS = (torch.int32, torch.int64)
@@ -33,8 +33,11 @@ def serve(
     """beta and alpha of padded operands; None where the call has to go the long way."""
     if torch.compiler.is_compiling() or not (Tensor is type(f_a) is type(f_b) is type(a) is type(b)):
         return None
-    shape_a, shape_b = f_a.shape, f_b.shape
-    kind: tuple[Any, ...] = shape_a, shape_b, a.shape, b.shape, f_a.dtype, f_a.get_device()
+    try:
+        shape_a, shape_b, values_a, values_b = f_a.shape, f_b.shape, a.shape, b.shape
+    except RuntimeError:  # of a nested tensor: the long way names it
+        return None
+    kind: tuple[Any, ...] = shape_a, shape_b, values_a, values_b, f_a.dtype, f_a.get_device()
     if lengths_a is lengths_b is None:
         backend = dispatch.remembered.get(kind)
         return _served(backend, (f_a, f_b, a, b), ()) if backend is not None and _ordinary(f_a, f_b, a, b) else None
@@ -56,7 +59,10 @@ def serve_packed(
     """The same for packed ones, however many rows they have."""
     if torch.compiler.is_compiling() or not (Tensor is type(f_a) is type(f_b) is type(a) is type(b)):
         return None
-    shape_a, shape_b, values_a, values_b = f_a.shape, f_b.shape, a.shape, b.shape
+    try:
+        shape_a, shape_b, values_a, values_b = f_a.shape, f_b.shape, a.shape, b.shape
+    except RuntimeError:
+        return None
     if not (len(shape_a) == len(shape_b) == len(values_a) == len(values_b) == 2):
         return None
     backend = dispatch.remembered.get((shape_a[1], values_a[1], values_b[1], f_a.dtype, f_a.get_device()))
@@ -64,7 +70,8 @@ def serve_packed(
         backend is None
         or shape_b[1] != shape_a[1]
         or not (0 < shape_a[0] == values_a[0] and 0 < shape_b[0] == values_b[0])
-        or not (int is type(max_length_a) is type(max_length_b) and max_length_a >= 0 and max_length_b >= 0)
+        or not int is type(max_length_a) is type(max_length_b)
+        or not (0 <= max_length_a <= MOST_ROWS and 0 <= max_length_b <= MOST_ROWS)
         or not (type(offsets_a) is Tensor and offsets_a.numel() > 0)
         or not all(_is_extent(t, (torch.int32,), offsets_a.numel(), f_a) for t in (offsets_a, offsets_b))
         or not _ordinary(f_a, f_b, a, b)

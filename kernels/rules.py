@@ -36,7 +36,7 @@ def make_rule(
 ) -> Rule:
     # fmt: on
     """The rule of checked numbers, with a seed where one is needed and none was given."""
-    if clamp is None and dropout == 0.0 and seed is None:
+    if clamp is seed is None and dropout.__class__ is float and dropout == 0.0:
         return Rule(scale)
     if clamp is not None:
         if not isinstance(clamp, (int, float)) or isinstance(clamp, bool):

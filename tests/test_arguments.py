@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +33,8 @@ def int32(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
+STRIDED = torch.nested.nested_tensor([torch.zeros(5, 8)] * 2)  # which has no shape
+
 OPERANDS = [
     ({"f_a": [[1.0]]}, TypeError, "f_a must be a tensor, not list"),
     ({"b": None}, TypeError, "b must be a tensor, not NoneType"),
@@ -39,7 +42,20 @@ OPERANDS = [
     ({"a": torch.empty(2, 5, 6, device="meta")}, TypeError, "a must be on cpu, like f_a, not on meta"),
     ({"f_a": torch.ones(2, 5, 3, dtype=torch.int64)}, TypeError, "f_a must be float32, bfloat16, float16 or float64"),
     ({"f_b": torch.ones(2, 4, 3).double()}, TypeError, "f_b must be torch.float32, like f_a, not torch.float64"),
-    ({"scale": torch.tensor(1)}, TypeError, "scale must be a number or a floating-point tensor, not torch.int64"),
+    (
+        {"scale": torch.tensor(1)},
+        TypeError,
+        "scale must be a number or a tensor of a dtype that f_a may have, not of torch.int64",
+    ),
+    ({"scale": torch.ones(2).to(torch.float8_e4m3fn)}, TypeError, "that f_a may have, not of torch.float8_e4m3fn"),
+    ({"a": STRIDED}, TypeError, "a must be a dense (strided) tensor, not a nested one"),
+    ({"b": STRIDED}, TypeError, "b must be a dense (strided) tensor, not a nested one"),
+    ({"f_b": STRIDED}, TypeError, "f_b must be a dense (strided) tensor, not a nested one"),
+    ({"scale": STRIDED}, TypeError, "scale must be a dense (strided) tensor, not a nested one"),
+    ({"dropout": torch.tensor([0.1, 0.2])}, TypeError, "dropout must be a number or two of them"),
+    ({"dropout": np.zeros(2)}, TypeError, "dropout must be a number or two of them"),
+    ({"dropout": torch.tensor(0.0)}, TypeError, "dropout must be a number or two of them"),
+    ({"dropout": False}, TypeError, "dropout must be a number or two of them"),
     ({"scale": torch.ones(5, 7)}, ValueError, "scale must broadcast to ("),
     ({"scale": "1"}, TypeError, "scale must be a number or a tensor, not str"),
     ({"scale": float("nan")}, ValueError, "scale must be finite, not nan"),
@@ -71,6 +87,7 @@ PADDED_ONLY = [
     ({"mask_a": torch.ones(2, 5)}, TypeError, "mask_a must be bool, True for a token, not torch.float32"),
     ({"mask_b": [True]}, TypeError, "mask_b must be a tensor, not list"),
     ({"mask_b": torch.ones(2, 5).bool()}, ValueError, "mask_b must broadcast to (2, 4)"),
+    ({"mask_a": STRIDED.bool()}, TypeError, "mask_a must be a dense (strided) tensor, not a nested one"),
     ({"mask_a": torch.ones(1, 2, 5).bool()}, ValueError, "mask_a must broadcast to (2, 5)"),
     ({"lengths_a": torch.ones(2)}, TypeError, "lengths_a must be int32 or int64, not torch.float32"),
     ({"lengths_a": [1, 2]}, TypeError, "lengths_a must be a tensor, not list"),
@@ -93,6 +110,9 @@ PACKED_ONLY = [
     ({"max_length_a": 3.0}, TypeError, "max_length_a must be an int, not float"),
     ({"max_length_b": True}, TypeError, "max_length_b must be an int, not bool"),
     ({"max_length_b": -1}, ValueError, "max_length_b must be 0 or more, not -1"),
+    ({"max_length_a": 2**63}, ValueError, "max_length_a must be below 2**63, not 9223372036854775808"),
+    ({"f_a": STRIDED}, TypeError, "f_a must be a dense (strided) tensor, not a nested one"),
+    ({"offsets_b": STRIDED}, TypeError, "offsets_b must be a dense (strided) tensor, not a nested one"),
     ({"max_length_a": 2}, ValueError, "max_length_a is 2, but the longest pair has 3 rows"),
     ({"offsets_a": int32(1, 2, 5)}, ValueError, "offsets_a must start at 0, never fall, and end at 5"),
     ({"offsets_a": int32(0, 2, 4)}, ValueError, "found a start of 0, an end of 4"),

@@ -214,8 +214,12 @@ def test_extents_of_another_kind_go_the_long_way(operands):
         ((OFFSETS[0][:0], OFFSETS[1][:0]), (9, 7)),
         (OFFSETS, (9.0, 7)),
         (OFFSETS, (9, -1)),
+        (OFFSETS, (2**63, 7)),
     ):
         assert quick_packed(operands, offsets, most) is None
+    with pytest.raises(ValueError, match="max_length_b must be below"):
+        packed(operands, most=(9, 2**63))
+    assert torch.equal(packed(operands, most=(9, 2**63 - 1)).beta, packed(operands).beta)
     with pytest.raises(TypeError, match="offsets_b must be a tensor, not NoneType"):
         packed(operands, (OFFSETS[0], None))
     f_a, f_b, a, b = (t.flatten(0, 1) for t in operands)

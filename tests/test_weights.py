@@ -230,6 +230,35 @@ def test_matches_of_what_is_no_tensor():
         soft_align_one_way([1], torch.ones(2, 3), torch.ones(2, 3))
 
 
+@pytest.mark.parametrize("call", [alignment_weights, dual_softmax, dual_softmax_matches])
+def test_nested_features_are_refused(call):
+    """Those in the strided layout have no shape to be held against anything."""
+    dense, nested = torch.ones(2, 5, 8), torch.nested.nested_tensor([torch.ones(5, 8)] * 2)
+    for name, features in (("f_a", (nested, dense)), ("f_b", (dense, nested))):
+        with pytest.raises(TypeError, match=rf"^{name} must be a dense \(strided\) tensor, not a nested one"):
+            call(*features)
+
+
+@pytest.mark.parametrize(
+    ("f_a", "error", "message"),
+    [
+        (torch.eye(5).to_sparse(), TypeError, r"f_a must be a dense \(strided\) tensor, not torch\.sparse_coo"),
+        (torch.nested.nested_tensor([torch.ones(5, 8)] * 2), TypeError, r"f_a must have the layout torch\.jagged"),
+        (torch.tensor(1.0), ValueError, r"f_a must be \(\*batch, length, width\), not \(\)"),
+    ],
+    ids=["sparse", "nested", "no dimension"],
+)
+def test_one_way_of_what_has_no_columns(f_a, error, message):
+    with pytest.raises(error, match=message):
+        soft_align_one_way(f_a, torch.ones(5, 5), torch.ones(5, 5))
+
+
+def test_one_way_takes_nested_tensors():
+    nested = torch.nested.nested_tensor([torch.randn(5, 8), torch.randn(3, 8)], layout=torch.jagged)
+    expected = soft_align(nested, nested, nested, nested).beta
+    torch.testing.assert_close(soft_align_one_way(nested, nested, nested).values(), expected.values())
+
+
 @pytest.mark.parametrize("call", [alignment_weights, dual_softmax, dual_softmax_matches, explain])
 def test_lengths_that_do_not_fit_are_refused(call):
     f_a, f_b = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
@@ -257,6 +286,12 @@ def test_one_pair_without_a_batch_takes_lengths_of_no_dimension(kinds):
     name, rows, length = ("lengths_a", 5, 6) if kinds[0] == "lengths" else ("lengths_b", 4, -1)
     with pytest.raises(ValueError, match=f"{name} must lie between 0 and {rows}, .*; found {length}"):
         dual_softmax(f_a, f_b, **given | {name: torch.tensor(length)})
+
+
+@pytest.mark.parametrize("threshold", [None, "a", torch.tensor([0.1, 0.2])], ids=["None", "str", "Tensor"])
+def test_matches_refuse_a_threshold_that_is_no_number(threshold):
+    with pytest.raises(TypeError, match=f"threshold must be a number, not {type(threshold).__name__}"):
+        dual_softmax_matches(torch.randn(2, 3), torch.randn(2, 3), threshold=threshold)
 
 
 def test_no_score_of_a_match_is_above_one():
