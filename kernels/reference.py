@@ -40,6 +40,7 @@ def unsupported(problem: Problem) -> list[str]:
 def forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
     with autocast.off(a.f.device.type):
         if a.kind == "offsets":
+            a, b = _within_rows(a), _within_rows(b)
             padded = _forward(_pad(a), _pad(b), bias, rule)
             unpack_a, unpack_b = _unpacker(a), _unpacker(b)
             return Alignment(*(u(t) for u, t in zip((unpack_a, unpack_b) * 2, padded, strict=True)))
@@ -51,6 +52,7 @@ def backward(
 ) -> OperandGrads:
     with autocast.off(a.f.device.type):
         if a.kind == "offsets":
+            a, b = _within_rows(a), _within_rows(b)
             padded_a, padded_b = _pad(a), _pad(b)
             keep_a, keep_b = padded_a.keep(), padded_b.keep()
             assert keep_a is not None
@@ -191,6 +193,12 @@ def _softmax(e: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 def _closed(lse: Tensor) -> Tensor:
     """The LSE with +inf where there was nothing to sum, so that exp(e - lse) is 0 there and not NaN."""
     return lse.masked_fill(lse == -torch.inf, torch.inf)
+
+
+def _within_rows(side: Side) -> Side:
+    """The packed side, its longest pair no longer than all pairs together: more would only be padding."""
+    rows, length = side.f.shape[0], side.length
+    return side._replace(length=min(length, rows)) if type(rows) is type(length) is int else side
 
 
 def _pad(side: Side) -> Side:

@@ -204,3 +204,14 @@ BIG_SCORES = [
 def test_against_oracle(case, backend):
     operands = case.operands(backend.device)
     assert_accurate(run(operands, backend.name), operands)
+
+
+@pytest.mark.parametrize("name", ["native", "reference"])
+@pytest.mark.parametrize(
+    "case", [PACKED[0], PACKED[3], PACKED[0].but(name="dropout", dropout=0.3)], ids=lambda case: case.name
+)
+def test_longest_lengths_may_be_any_larger_numbers(case, name):
+    """They cost no memory: 2^31 rows a pair are more than there is."""
+    operands = case.operands()
+    operands.options.update(max_length_a=2**31 - 1, max_length_b=2**31 - 1)
+    assert_accurate(run(operands, name), operands)
