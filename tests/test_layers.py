@@ -153,6 +153,20 @@ def test_dropout_of_weights(layer):
         assert 1e-4 < error(mean, expected.detach().double()) < 0.05
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["all but one train", "one trains"])
+@pytest.mark.parametrize("one", ["dropout", "context_dropout"])
+def test_each_dropout_trains_by_itself(one, training):
+    """As the original's do, with the weights asked for or not: Monte Carlo dropout trains some layers of a model."""
+    layer = BidirectionalCrossAttention(dim=24, heads=2, dim_head=16, dropout=0.5)
+    x = inputs(24, 24)
+    still = layer.eval()(*x)
+    layer.train(training)
+    getattr(layer, one).train(not training)
+    for found in (layer(*x), layer(*x, return_attn=True)[:2]):
+        equal = [torch.allclose(t, s, atol=1e-5) for t, s in zip(found, still, strict=True)]
+        assert equal == [training == (one == "dropout"), training == (one == "context_dropout")]
+
+
 # ESIM
 
 

@@ -72,7 +72,7 @@ class BidirectionalCrossAttention(nn.Module):
         context_qk = split_heads(self.context_to_qk(context), self.heads)
         context_v = split_heads(self.context_to_v(context), self.heads)
         masks = {"mask_a": per_head(mask), "mask_b": per_head(context_mask)}
-        dropout = (self.dropout.p, self.context_dropout.p) if self.training else 0.0
+        dropout = _share(self.dropout), _share(self.context_dropout)
         options = {**masks, "scale": self.scale, "bias": rel_pos_bias, "dropout": dropout}
         weights: tuple[Tensor, ...] = ()
         if return_attn or not isinstance(self.talking_heads, nn.Identity):
@@ -83,6 +83,11 @@ class BidirectionalCrossAttention(nn.Module):
         else:
             beta, alpha = soft_align(qk, context_qk, v, context_v, **options, backend=self.backend)
         return self.to_out(merge_heads(beta)), self.context_to_out(merge_heads(alpha)), *weights
+
+
+def _share(dropout: nn.Dropout) -> float:
+    """What the layer drops now: it may train while others don't, as for Monte Carlo dropout."""
+    return dropout.p if dropout.training else 0.0
 
 
 def _mixing(heads: int) -> nn.Module:
