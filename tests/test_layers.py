@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from coalign.model.layers import (
@@ -222,6 +223,15 @@ def test_cross_graph_attention(similarity, shuffled):
     agree(layer, formula, [torch.randn(len(graph), 12)])
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.int32], ids=str)
+def test_cross_graph_attention_of_small_integers(kind):
+    """There may be more graphs than the integers can name."""
+    x, graph = torch.randn(4, 3), torch.tensor([0, 1, 1, 5])
+    layer = CrossGraphAttention()
+    assert torch.equal(layer(x, graph.to(kind), 300), layer(x, graph, 6))
+    assert torch.equal(layer(x, graph, np.int64(6)), layer(x, graph, 6))
+
+
 def test_cross_graph_attention_refuses():
     x, graph = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
     with pytest.raises(ValueError, match="similarity must be"):
@@ -236,6 +246,18 @@ def test_cross_graph_attention_refuses():
         CrossGraphAttention()(x, graph - 1, 2)
     with pytest.raises(TypeError, match=r"graph_idx must be integers, not torch\.float32"):
         CrossGraphAttention()(x, graph.float(), 2)
+    with pytest.raises(ValueError, match=f"names graph {2**40}, but there are 2"):
+        CrossGraphAttention()(x, torch.tensor([0, 1, 1, 2**40]), 2)  # whose sizes would take 8 TB
+    with pytest.raises(ValueError, match="names graph 2, but there are 2"):
+        CrossGraphAttention()(x, graph.to(torch.int8) * 2, 2)
+    with pytest.raises(TypeError, match="node_states must be a tensor, not list"):
+        CrossGraphAttention()([[1.0]], graph, 2)
+    with pytest.raises(TypeError, match="graph_idx must be a tensor, not list"):
+        CrossGraphAttention()(x, [0, 0, 1, 1], 2)
+    with pytest.raises(ValueError, match=r"node_states must be \(nodes, d\), not \(4,\)"):
+        CrossGraphAttention()(x[:, 0], graph, 2)
+    with pytest.raises(TypeError, match="n_graphs must be an int, not float"):
+        CrossGraphAttention()(x, graph, 2.0)
     nothing = CrossGraphAttention()(x[:0].requires_grad_(), graph[:0], 2)
     assert nothing.shape == (0, 3)
     assert nothing.requires_grad

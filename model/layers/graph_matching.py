@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels import soft_align_packed
+from ...kernels.checks import check_kind
 from ..segments import offsets_of
 
 Similarity = Literal["dotproduct", "cosine", "euclidean"]
@@ -37,10 +38,16 @@ class CrossGraphAttention(nn.Module):
         brought to the host once.
 
         Raises:
-            TypeError: graph_idx holds no integers.
-            ValueError: n_graphs is odd or below 0, graph_idx has another length than node_states or names a graph
-                that there is not; others as of `soft_align_packed`.
+            TypeError: node_states or graph_idx is no tensor, graph_idx holds no integers, n_graphs is none.
+            ValueError: n_graphs is odd or below 0, node_states has no two dimensions, graph_idx has another length
+                or names a graph that there is not; others as of `soft_align_packed`.
         """
+        check_kind("node_states", node_states)
+        check_kind("graph_idx", graph_idx)
+        if node_states.ndim != 2:
+            raise ValueError(f"node_states must be (nodes, d), not {tuple(node_states.shape)}")
+        if not isinstance(n_graphs, SupportsIndex):
+            raise TypeError(f"n_graphs must be an int, not {type(n_graphs).__name__}")
         if n_graphs < 0 or n_graphs % 2:
             raise ValueError(f"graphs come in pairs: n_graphs must be even, not {n_graphs}")
         if graph_idx.shape != node_states.shape[:1]:
@@ -51,16 +58,17 @@ class CrossGraphAttention(nn.Module):
             return node_states * 0
         if graph_idx.is_cpu and int(graph_idx.min()) < 0:  # a GPU says so itself
             raise ValueError(f"graph_idx names graph {int(graph_idx.min())}, but they are counted from 0")
+        # the nodes of graphs that there are not are counted as one pair more's, in which there should be none
+        sizes = torch.bincount(graph_idx.long().clamp(max=n_graphs), minlength=n_graphs + 2)
+        longest_a, longest_b, beyond = torch.cat([sizes.view(-1, 2).amax(0), sizes[-2:-1]]).tolist()
+        if beyond:
+            raise ValueError(f"graph_idx names graph {int(graph_idx.max())}, but there are {n_graphs}")
         order = torch.argsort(graph_idx, stable=True)
-        sizes = torch.bincount(graph_idx, minlength=n_graphs)
-        if sizes.shape[0] > n_graphs:
-            raise ValueError(f"graph_idx names graph {sizes.shape[0] - 1}, but there are {n_graphs}")
         of_a = graph_idx[order] % 2 == 0
         rows_a, rows_b = order[of_a], order[~of_a]
         a, b = node_states[rows_a], node_states[rows_b]
-        longest_a, longest_b = sizes.view(-1, 2).amax(0).tolist()
         found = soft_align_packed(
-            *self._features(a, b), a, b, offsets_of(sizes[0::2]), offsets_of(sizes[1::2]), longest_a, longest_b,
+            *self._features(a, b), a, b, offsets_of(sizes[:-2:2]), offsets_of(sizes[1:-2:2]), longest_a, longest_b,
             backend=self.backend,
         )  # fmt: skip
         return torch.cat([found.beta, found.alpha])[torch.argsort(torch.cat([rows_a, rows_b]))]
