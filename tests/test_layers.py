@@ -81,6 +81,31 @@ def inputs(width_a: int, width_b: int) -> list[Tensor]:
     return [torch.randn(3, M, width_a), torch.randn(3, N, width_b)]
 
 
+@pytest.mark.parametrize(
+    ("layer", "widths", "masks"),
+    [
+        (CrossBlock(32, 4), (32, 32), ("mask", "mask0", "mask1")),
+        (BidirectionalCrossAttention(dim=24, heads=2), (24, 24), ("mask", "context_mask")),
+        (BiMultiHeadAttention(24, 20, 32, 2), (24, 20), ("attention_mask_v", "attention_mask_l")),
+        (AllenNlpDecomposableAttention(16, 24), (16, 16), ("premise_mask", "hypothesis_mask")),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_masks_that_are_no_tensors(layer, widths, masks):
+    for name in masks:
+        with pytest.raises(TypeError, match=f"^{name} must be a tensor, not list"):
+            layer(*inputs(*widths), **{name: [[1]]})
+
+
+def test_masks_of_esim_that_are_no_tensors():
+    a, b = inputs(16, 16)
+    for layer in (SoftmaxAttention(), LocalInference()):
+        with pytest.raises(TypeError, match=r"^premise_mask must be a tensor, not list"):
+            layer(a, [[1]], b, MASK_B)
+        with pytest.raises(TypeError, match=r"^hypothesis_mask must be a tensor, not list"):
+            layer(a, MASK_A, b, [[1]])
+
+
 # LightGlue
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...kernels import soft_align, soft_align_packed
 from ...kernels.ops import unobserved
 from ..segments import offsets_of, segment_sum
+from .masks import check_masks
 
 
 class AllenNlpDecomposableAttention(nn.Module):
@@ -48,6 +49,7 @@ class AllenNlpDecomposableAttention(nn.Module):
         Raises:
             TypeError, ValueError: as of `soft_align`.
         """
+        check_masks(premise_mask=premise_mask, hypothesis_mask=hypothesis_mask)
         mask_a, mask_b = (None if mask is None else mask != 0 for mask in (premise_mask, hypothesis_mask))
         if self._is_better_packed(premise, hypothesis, mask_a, mask_b):
             return self._packed_scores(_packed(premise, mask_a), _packed(hypothesis, mask_b))

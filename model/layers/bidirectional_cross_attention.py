@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ...kernels import alignment_weights, soft_align
 from .heads import merge_heads, per_head, split_heads, tokens_only
+from .masks import check_masks
 
 
 class BidirectionalCrossAttention(nn.Module):
@@ -67,6 +68,7 @@ class BidirectionalCrossAttention(nn.Module):
         Raises:
             TypeError, ValueError: as of `soft_align`.
         """
+        check_masks(mask=mask, context_mask=context_mask)
         x, context = self.norm(x), self.context_norm(context)
         qk, v = split_heads(self.to_qk(x), self.heads), split_heads(self.to_v(x), self.heads)
         context_qk = split_heads(self.context_to_qk(context), self.heads)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import soft_align
+from .masks import check_masks
 
 
 class SoftmaxAttention(nn.Module):
@@ -26,6 +27,7 @@ class SoftmaxAttention(nn.Module):
         Raises:
             TypeError, ValueError: as of `soft_align`.
         """
+        check_masks(premise_mask=premise_mask, hypothesis_mask=hypothesis_mask)
         mask_a, mask_b = (None if mask is None else mask != 0 for mask in (premise_mask, hypothesis_mask))
         found = soft_align(
             premise, hypothesis, premise, hypothesis, mask_a=mask_a, mask_b=mask_b, backend=self.backend

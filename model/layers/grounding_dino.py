@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ...kernels import soft_align
 from .heads import merge_heads, per_head, split_heads
+from .masks import check_masks
 
 CLAMP = 50000.0
 
@@ -67,6 +68,7 @@ class BiMultiHeadAttention(nn.Module):
         Raises:
             TypeError, ValueError: as of `soft_align`.
         """
+        check_masks(attention_mask_v=attention_mask_v, attention_mask_l=attention_mask_l)
         heads = self.num_heads
         f_v, f_l = split_heads(self.v_proj(v), heads), split_heads(self.l_proj(l), heads)
         of_v, of_l = split_heads(self.values_v_proj(v), heads), split_heads(self.values_l_proj(l), heads)

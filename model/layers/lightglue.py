@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ...kernels import soft_align
 from .heads import merge_heads, per_head, split_heads
+from .masks import check_masks
 
 
 class CrossBlock(nn.Module):
@@ -49,11 +50,12 @@ class CrossBlock(nn.Module):
                 for the kernels then skip what is padding.
 
         Raises:
-            TypeError: mask is not bool; others as of `soft_align`.
+            TypeError: mask is not bool, or a mask is no tensor; others as of `soft_align`.
             ValueError: mask was given together with mask0 or mask1; others as of `soft_align`.
         """
         if mask is not None and (mask0 is not None or mask1 is not None):
             raise ValueError("give mask, or mask0 and mask1, not both")
+        check_masks(mask=mask, mask0=mask0, mask1=mask1)
         if mask is not None and mask.dtype != torch.bool:
             raise TypeError(f"mask must be bool, True for a pair of keypoints, not {mask.dtype}")
         qk0, qk1 = split_heads(self.to_qk(x0), self.heads), split_heads(self.to_qk(x1), self.heads)
