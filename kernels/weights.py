@@ -33,7 +33,7 @@ def alignment_weights(
     """The two weight matrices of `soft_align`, from the same arguments; in plain PyTorch, differentiable to any order.
 
     Args:
-        As of `soft_align`, without the values.
+        As of `soft_align`, without the values. Compiled programs don't check the values of lengths.
 
     Returns:
         AlignmentWeights(p, q), (*batch, m, n) each, in the operands' dtype. A row of p sums to 1, and so does a
@@ -64,7 +64,8 @@ def dual_softmax(
     its logarithm is in Lindenberger et al. 2023, "LightGlue: Local Feature Matching at Light Speed", section 3.3.
 
     Args:
-        log: the logarithm, -inf where there is no weight. Others as of `soft_align`, without the values.
+        log: the logarithm, -inf where there is no weight. Others as of `soft_align`, without the values; compiled
+            programs don't check the values of lengths.
 
     Returns:
         (*batch, m, n), in the dtype of the log-sum-exps: float32, or float64 for float64. Differentiable.
