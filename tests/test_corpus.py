@@ -252,6 +252,31 @@ def test_a_damaged_cache_is_made_anew(tmp_path, damage):
     assert equal(load_corpus(path), first)
 
 
+def test_a_cache_that_can_not_be_read_is_made_anew(tmp_path, monkeypatch):
+    """A folder of its name, whose place nothing takes, and another user's file, as the library reports one."""
+    path = official_txt(tmp_path)
+    first = load_corpus(path)
+    (cached,) = tmp_path.glob("*.tokens")
+
+    def denied(path, framework):
+        raise FileNotFoundError(f"No such file or directory: {path}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("coalign.model.nli.corpus.safe_open", denied)
+        with pytest.warns(UserWarning, match=r"\.tokens can't be read and is made anew"):
+            assert equal(load_corpus(path), first)
+    cached.unlink()
+    cached.mkdir()
+    with pytest.warns(UserWarning, match="is not kept"), pytest.warns(UserWarning, match="can't be read and is made"):
+        assert equal(load_corpus(path), first)
+
+
+def test_a_name_too_long_for_a_caches_is_read(tmp_path):
+    path = official_txt(tmp_path).rename(tmp_path / f"{'x' * 235}.txt")
+    with pytest.warns(UserWarning, match="the tokenised file is not kept"):
+        assert pairs_of(load_corpus(path)) == OFFICIAL_PAIRS
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -262,8 +287,7 @@ def half(tensors, path, metadata):
     os.kill(os.getpid(), signal.SIGKILL)
 atomic.save_file = half
 corpus._key = lambda *arguments: "key"
-corpus._load = None  # so that the file there is not used
-corpus.Path.exists = lambda self: False
+corpus.kept = lambda *arguments: None  # so that the file there is not used
 corpus.load_corpus(sys.argv[1])
 """
 

@@ -179,6 +179,17 @@ def test_the_cache_is_used_and_follows_file_and_vocabulary(tmp_path, monkeypatch
         load_word_vectors(path, VOCABULARY, cache=tmp_path / "nonesuch")
 
 
+def test_a_cache_that_can_not_be_read_is_made_anew(tmp_path):
+    """A folder of its name."""
+    path = plain(tmp_path)
+    first = load_word_vectors(path, VOCABULARY)
+    (cached,) = tmp_path.glob("*.vectors")
+    cached.unlink()
+    cached.mkdir()
+    with pytest.warns(UserWarning, match="are not kept"), pytest.warns(UserWarning, match="can't be read and is made"):
+        assert torch.equal(load_word_vectors(path, VOCABULARY).weight, first.weight)
+
+
 def test_a_large_file_is_streamed(tmp_path):
     """200,000 words of 20 numbers, 20 MB and more: what is kept in memory is a few rows."""
     numbers = " ".join(["0.12345"] * 20)

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from ..atomic import save_tensors
 from .datasets_hub import dataset_rows, is_dataset_name
+from .kept import kept
 from .pairs import LABELS, UNLABELLED
 from .rows import Columns, DataError, Row, read_rows
 from .tokens import tokenizer
@@ -114,11 +115,9 @@ def load_corpus(
         return tokenised(read_rows(source, reading.columns), reading, str(source))
     folder = source.parent if cache is True else Path(cache)
     cached = folder / f"{source.name}.{_key(source, reading)}.tokens"
-    if cached.exists():
-        try:
-            return _load(cached)
-        except (SafetensorError, KeyError, ValueError):
-            warnings.warn(f"{cached} is damaged and made anew", stacklevel=2)
+    found = kept(cached, _load)
+    if found is not None:
+        return found
     corpus = tokenised(read_rows(source, reading.columns), reading, str(source))
     try:
         _save(corpus, cached)

@@ -16,10 +16,11 @@ from typing import IO
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from ..atomic import save_tensors
+from .kept import kept
 from .rows import BYTE_ORDER_MARK, DataError
 from .vocabulary import PADDING, UNKNOWN, Vocabulary
 
@@ -99,18 +100,20 @@ def load_word_vectors(
         return _read(archive, member, vocabulary)
     folder = archive.parent if cache is True else Path(cache)
     cached = folder / f"{archive.name}.{_key(archive, member, vocabulary)}.vectors"
-    if cached.exists():
-        try:
-            with safe_open(cached, framework="pt") as file:
-                return WordVectors(file.get_tensor("weight"), file.get_tensor("found"))
-        except SafetensorError:
-            warnings.warn(f"{cached} is damaged and made anew", stacklevel=2)
+    found = kept(cached, _load)
+    if found is not None:
+        return found
     vectors = _read(archive, member, vocabulary)
     try:
         save_tensors({"weight": vectors.weight, "found": vectors.found}, cached)
     except OSError as error:
         warnings.warn(f"the vectors found are not kept: {error}", stacklevel=2)
     return vectors
+
+
+def _load(path: Path) -> WordVectors:
+    with safe_open(path, framework="pt") as file:
+        return WordVectors(file.get_tensor("weight"), file.get_tensor("found"))
 
 
 def _split(path: str) -> tuple[Path, str | None]:
