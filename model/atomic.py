@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import tempfile
 import time
@@ -33,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield path
         return
     path = path.resolve()
-    for old in path.parent.glob(f".{path.name}.*.unfinished"):
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
         try:
             if time.time() - old.stat().st_mtime > _ABANDONED:
                 old.unlink()

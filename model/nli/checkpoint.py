@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import platform
@@ -93,7 +94,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     about |= {"tensors": file.name, "vocabulary": checkpoint.vocabulary.tokens}
     with replacing(path) as unfinished:
         unfinished.write_text(json.dumps(about, indent=1))
-    for old in path.parent.glob(f"{path.stem}-*.safetensors"):
+    for old in path.parent.glob(f"{glob.escape(path.stem)}-*.safetensors"):
         if old != file and old.stem.removeprefix(f"{path.stem}-").isdigit():
             old.unlink()
 
