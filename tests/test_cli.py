@@ -126,6 +126,19 @@ def test_demo_on_a_file(run, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("premises", "drawn"), [([""], "No pair has words on both sides"), (["", "cats"], "cats")], ids=["all", "some"]
+)
+def test_demo_on_empty_sentences(run, monkeypatch, tmp_path, premises, drawn):
+    monkeypatch.setattr(cli, "_interpreted", lambda *_: None)
+    path = tmp_path / "pairs.jsonl"
+    pairs = [{"gold_label": "neutral", "sentence1": premise, "sentence2": "a dog"} for premise in premises]
+    path.write_text("\n".join(map(json.dumps, pairs)))
+    result = run("demo", "--data", path, "--device", "cpu", "--rounds", 1)
+    assert result.exit_code == 0, result.output
+    assert drawn in result.stdout.partition("time a batch")[2]
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (("demo", "--data", "nonesuch.jsonl"), "nonesuch.jsonl"),

@@ -160,10 +160,14 @@ def _print_times(outcome: Outcome) -> None:
 
 
 def _print_example(examples: list[Pair], backend: str | None) -> None:
-    """The alignment of the pair that shares most words, among those that fit a terminal."""
+    """The alignment of the pair that shares most words, among those that fit a terminal, if any has words to align."""
     from .draw import print_alignment
 
-    short = [p for p in examples if 4 <= len(p.hypothesis) <= 9 and 4 <= len(p.premise) <= 12] or examples
+    worded = [p for p in examples if p.premise and p.hypothesis]
+    if not worded:
+        console.print("\nNo pair has words on both sides to align.")
+        return
+    short = [p for p in worded if 4 <= len(p.hypothesis) <= 9 and 4 <= len(p.premise) <= 12] or worded
     pair = max(short, key=lambda p: (len({*p.premise} & {*p.hypothesis} - {"a", "the", "."}), -p.label))
     console.print("\nThe operator on one of the pairs. Nothing is trained: words match by their spelling.")
     print_alignment(align_words(pair.premise, pair.hypothesis, backend=backend), console)
