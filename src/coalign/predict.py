@@ -82,7 +82,7 @@ def predict(
                     _print_pair(predictor, given[0], given[1], as_json)
                 return
             path = None if given[0] == "-" else Path(given[0])
-            with _telling(path, out) as told:
+            with _telling(path, ranks.first and not (out is None and sys.stdout.isatty())) as told:
                 if ranks.world_size > 1:
                     if path is None or out is None:
                         raise ValueError("several processes need a file to share, and --out")
@@ -166,15 +166,17 @@ class _Told:
         self._bar.update(self._task, completed=reached.lines, total=total, told=told)
 
     def complain(self, number: int, reason: str) -> None:
+        """Name a line, whichever process reads it."""
         self._complaints += 1
-        if self._complaints <= _TOLD:
-            complaints.print(f"line {number}: {reason}", markup=False, highlight=False, soft_wrap=True)
-        if self._complaints == _TOLD + 1:
-            complaints.print("more malformed lines follow; each one's answer says what is wrong with it")
+        with quiet(False):
+            if self._complaints <= _TOLD:
+                complaints.print(f"line {number}: {reason}", markup=False, highlight=False, soft_wrap=True)
+            if self._complaints == _TOLD + 1:
+                complaints.print("more malformed lines follow; each one's answer says what is wrong with it")
 
 
 @contextmanager
-def _telling(path: Path | None, out: Path | None) -> Iterator[_Told]:
+def _telling(path: Path | None, bar: bool) -> Iterator[_Told]:
     size = path.stat().st_size if path is not None and path.is_file() else None
-    with pairs_bar(disable=out is None and sys.stdout.isatty()) as (progress, task):
+    with pairs_bar(disable=not bar) as (progress, task):
         yield _Told(progress, task, size)

@@ -46,12 +46,13 @@ def names_in(option: str) -> tuple[str, ...]:
 
 @contextmanager
 def quiet(silent: bool) -> Iterator[None]:
-    """Nothing is printed in the block, if silent."""
+    """Nothing is printed in the block, if silent; otherwise all is, in a silent block too."""
+    before = complaints.quiet
     console.quiet = complaints.quiet = silent
     try:
         yield
     finally:
-        console.quiet = complaints.quiet = False
+        console.quiet = complaints.quiet = before
 
 
 def fail(message: str) -> NoReturn:
