@@ -30,7 +30,7 @@ def model(tmp_path_factory):
 def lines():
     """Many pairs, some lines malformed: enough for shares to begin in the middle."""
     found = [line(*texts) for texts in TEXTS * 30]
-    found[3], found[700], found[-1] = b"{", b"\xff", b'{"premise": "a"}'
+    found[0], found[3], found[700], found[-1] = b'{"x": 1}', b"{", b"\xff", b'{"premise": "a"}'
     return found
 
 
@@ -64,13 +64,14 @@ def test_a_file_to_a_file(run, model, lines, expected, tmp_path):
     assert shown.exit_code == 1
     assert (tmp_path / "answers.jsonl").read_bytes() == expected
     assert shown.stdout == ""
+    assert "line 1: each of sentence1_binary_parse, sentence1, premise is missing; there are 'x'" in shown.stderr
     assert "line 4: not JSON" in shown.stderr
     assert "line 701: not UTF-8 at byte 0" in shown.stderr
-    assert f"{len(lines)} lines, 3 of them malformed" in shown.stderr
+    assert f"{len(lines)} lines, 4 of them malformed" in shown.stderr
 
 
 def test_standard_input_to_standard_output(run, model, lines, expected):
-    good = [text for place, text in enumerate(lines) if place not in (3, 700, len(lines) - 1)]
+    good = [text for place, text in enumerate(lines) if place not in (0, 3, 700, len(lines) - 1)]
     shown = run(model, input=b"\n".join(good) + b"\n")
     assert shown.exit_code == 0, shown.stderr
     assert shown.stdout_bytes == b"".join(
@@ -229,7 +230,7 @@ def test_several_processes_share_a_file(model, lines, expected, tmp_path):
     assert shown.returncode == 1
     assert "line 701: not UTF-8" in shown.stderr
     assert f"line {len(lines)}: hypothesis is missing" in shown.stderr  # the second one's
-    assert shown.stderr.count(f"{len(lines)} lines, 3 of them malformed") == 1
+    assert shown.stderr.count(f"{len(lines)} lines, 4 of them malformed") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "pairs.jsonl"]
 
 

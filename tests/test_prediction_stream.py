@@ -119,9 +119,11 @@ def test_columns_are_read_as_training_reads_them(predictor):
 
 def test_the_files_first_lines_decide_for_a_share_that_begins_further_on():
     both = line("two dogs", "a cat", sentence1="other", sentence2="words")
-    pairs = JsonPairs()
-    pairs.settle(io.BytesIO(b"{\n" + line("a", "b") + b"\n" + both))
-    assert pairs.read([both])[:2] == (["two dogs"], ["a cat"])
+    before = b"{\n" + line("a", "b") + b"\n"
+    for size, expected in ((len(before), (["two dogs"], ["a cat"])), (2, (["other"], ["words"]))):
+        pairs = JsonPairs()
+        pairs.settle(io.BytesIO(before + both), size)
+        assert pairs.read([both])[:2] == expected
     assert JsonPairs().read([both])[:2] == (["other"], ["words"])
 
 

@@ -41,7 +41,7 @@ def predict_shard(
         start, end = (_line_start(file, size * rank // ranks.world_size) for rank in (ranks.rank, ranks.rank + 1))
         counts[ranks.rank] = _line_ends(file, start, end)
         file.seek(0)
-        pairs.settle(file)
+        pairs.settle(file, start)
     except OSError as error:
         failure = error
     ranks.total(counts)

@@ -50,9 +50,9 @@ class JsonPairs:
         self._columns = columns or Columns()
         self._names: tuple[str, str] | None = None
 
-    def settle(self, file: BinaryIO) -> None:
-        """Let a file's first lines decide, where reading begins further on."""
-        for block in _blocks(file, None):
+    def settle(self, file: BinaryIO, size: int) -> None:
+        """Let a file's first lines, of so many bytes, decide where reading begins behind them."""
+        for block in _blocks(file, size):
             self.read(block.lines)
             if self._names is not None:
                 return
