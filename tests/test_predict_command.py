@@ -174,6 +174,21 @@ def test_answers_take_the_place_of_nothing_that_is_read(run, model, tmp_path):
     assert "nowhere/out.jsonl'" in "".join(missing.split())
 
 
+def test_answers_beside_the_model_are_written_again_and_the_model_is_not(run, tmp_path):
+    checkpoint, chosen, source = made(), tmp_path / "chosen.json", tmp_path / "pairs.jsonl"
+    for path in (chosen, tmp_path / "last.json"):
+        save_checkpoint(checkpoint, path)
+    source.write_bytes(line("a", "b") + b"\n")
+    answers = tmp_path / "answers.json"
+    for _ in range(2):
+        shown = run(chosen, source, "--out", answers)
+        assert shown.exit_code == 0, shown.stderr
+    assert answers.read_bytes() == run(chosen, source).stdout_bytes
+    (tmp_path / "link.jsonl").symlink_to(chosen)
+    for name in ("chosen.json", "link.jsonl", "chosen-0.safetensors", "last.json"):
+        assert "is a part of the model" in run(chosen, source, "--out", tmp_path / name).stderr
+
+
 @pytest.mark.parametrize(
     "name", ["nowhere/x.jsonl", ".", "x" * 250, "x" * 300], ids=["folder", "is one", "long", "longer"]
 )

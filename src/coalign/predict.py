@@ -18,6 +18,7 @@ from .model.atomic import check_writable, replacing
 from .model.nli import Columns, JsonPairs, Predictor, Reached, predict_lines, record
 from .model.nli.prediction_shards import predict_shard
 from .model.nli.ranks import joined
+from .model.nli.training import BEST, FAILED, LAST
 from .progress import pairs_bar
 from .terminal import BackendOption, DeviceOption, JsonOption, complaints, console, device_named, fail, names_in, quiet
 
@@ -111,9 +112,16 @@ def _check_out(out: Path, model: Path, source: str) -> None:
         return
     if os.path.exists(source) and out.samefile(source):
         fail(f"--out {out} is the file that is read")
-    folder = model if model.is_dir() else model.parent
-    if out.resolve().parent == folder.resolve() and out.suffix in (".json", ".safetensors"):
+    if _is_of_a_model(out.resolve(), model):
         fail(f"--out {out} is a part of the model")
+
+
+def _is_of_a_model(file: Path, model: Path) -> bool:
+    """Whether a file is the model's checkpoint, another of its run's, or tensors beside it."""
+    if model.is_file() and file.samefile(model):
+        return True
+    folder = model if model.is_dir() else model.parent
+    return file.parent == folder.resolve() and (file.suffix == ".safetensors" or file.name in (BEST, LAST, FAILED))
 
 
 def _columns(names: str | None) -> Columns:
