@@ -174,6 +174,21 @@ def test_answers_take_the_place_of_nothing_that_is_read(run, model, tmp_path):
     assert "nowhere/out.jsonl'" in "".join(missing.split())
 
 
+def test_a_file_from_standard_input_is_not_replaced(model, tmp_path):
+    source = tmp_path / "pairs.jsonl"
+    source.write_bytes(line("a", "b") + b"\n")
+    command = [sys.executable, "-m", "coalign", "predict", str(model), "--device", "cpu", "--out", str(source)]
+    with source.open() as file:
+        done = subprocess.run(command, stdin=file, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "is the file that is read" in done.stderr
+    assert source.read_bytes() == line("a", "b") + b"\n"
+    with open(os.devnull) as nothing:
+        command[-1] = os.devnull
+        done = subprocess.run(command, stdin=nothing, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_answers_beside_the_model_are_written_again_and_the_model_is_not(run, tmp_path):
     checkpoint, chosen, source = made(), tmp_path / "chosen.json", tmp_path / "pairs.jsonl"
     for path in (chosen, tmp_path / "last.json"):

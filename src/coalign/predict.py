@@ -110,10 +110,17 @@ def _check_out(out: Path, model: Path, source: str) -> None:
     check_writable(out)
     if not out.exists():
         return
-    if os.path.exists(source) and out.samefile(source):
+    if _is_read(out, source):
         fail(f"--out {out} is the file that is read")
     if _is_of_a_model(out.resolve(), model):
         fail(f"--out {out} is a part of the model")
+
+
+def _is_read(out: Path, source: str) -> bool:
+    """Whether out is the source, or where that is standard input, the file that comes from there."""
+    if source == "-":
+        return sys.stdin is not None and out.is_file() and os.path.samestat(out.stat(), os.fstat(0))
+    return os.path.exists(source) and out.samefile(source)
 
 
 def _is_of_a_model(file: Path, model: Path) -> bool:
