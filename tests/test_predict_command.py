@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import select
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -172,6 +173,24 @@ def test_answers_take_the_place_of_nothing_that_is_read(run, model, tmp_path):
     assert "label" in run(model, source, "--out", "-").stdout
     missing = run(model, source, "--out", tmp_path / "nowhere/out.jsonl").stderr
     assert "nowhere/out.jsonl'" in "".join(missing.split())
+
+
+def test_answers_in_a_pipe_come_as_lines_do(model, tmp_path):
+    """Before the input ends, though --out names the pipe."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command = [sys.executable, "-m", "coalign", "predict", str(model), "--device", "cpu", "--out", str(pipe)]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        with pipe.open("rb") as answers:
+            child.stdin.write(line("a", "b") + b"\n")
+            child.stdin.flush()
+            assert select.select([answers], [], [], 60)[0]
+            assert "label" in json.loads(answers.readline())
+            child.stdin.close()
+            assert child.wait(timeout=60) == 0
+    finally:
+        child.kill()
 
 
 def test_a_file_from_standard_input_is_not_replaced(model, tmp_path):

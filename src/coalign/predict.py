@@ -160,13 +160,16 @@ def _source(path: Path | None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _sink(out: Path | None) -> Iterator[Callable[[bytes], object]]:
-    """What takes the answers; a file takes its name when all is written."""
+    """What takes the answers, and keeps none back from a reader; a file takes its name when all is written."""
     if out is None:
-        stream = sys.stdout.buffer
-        yield lambda text: (stream.write(text), stream.flush())
+        yield _at_once(sys.stdout.buffer)
     else:
         with replacing(out) as unfinished, unfinished.open("wb") as file:
-            yield file.write
+            yield file.write if unfinished.is_file() else _at_once(file)
+
+
+def _at_once(stream: BinaryIO) -> Callable[[bytes], object]:
+    return lambda text: (stream.write(text), stream.flush())
 
 
 class _Told:
