@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from coalign.model.atomic import claimed
 from coalign.model.nli import Ranks, Training, TrainingError, load_checkpoint
 from coalign.model.nli.ranks import joined
 from test_training import SMALL, corpora, without_seconds  # noqa: F401  (a fixture)
@@ -167,6 +168,24 @@ def test_the_process_group_outlives_what_is_parallel(monkeypatch, tmp_path, corp
         run.run()
     assert run.step == (1 if learning_rate > 1 else 10)
     assert ended == [[None]]
+
+
+@pytest.mark.parametrize("failing", ["reading", "making the folder", "claiming it"])
+def test_where_the_first_process_fails_the_other_one_ends_without_a_word(tmp_path, corpora, failing):  # noqa: F811
+    run, options, message = tmp_path / "run", (), "another run is at work in this folder"
+    if failing == "reading":
+        options, message = ("--vectors=nonesuch.txt",), "nonesuch.txt"
+    if failing == "making the folder":
+        run.write_text("a file")
+        message = "File exists"
+    else:
+        run.mkdir()
+    with claimed(run) if failing == "claiming it" else nullcontext():
+        codes, told = together(tmp_path, arguments(tmp_path, *options))
+    assert codes == [1, 1]
+    assert message in told[0]
+    assert "Traceback" not in told[0]
+    assert told[1] == ""
 
 
 def test_shares_of_a_batch():

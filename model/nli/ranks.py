@@ -17,6 +17,10 @@ from torch import Tensor, distributed, nn
 T = TypeVar("T")
 
 
+class OtherRankFailed(RuntimeError):
+    """This process can't go on, because another one failed, which says why."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process among `world_size` others that do the same, by the default process group of torch.distributed.
@@ -55,13 +59,35 @@ class Ranks:
         self.total(torch.zeros((), device="cpu"))
 
     @contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        """The block, which every rank has to enter; no rank goes on behind it unless all have come to its end.
+
+        Raises:
+            OtherRankFailed: the block failed, but not on this rank.
+        """
+        try:
+            yield
+        except Exception:
+            self.any(True)
+            raise
+        if self.any(False):
+            raise OtherRankFailed("another of the processes failed")
+
+    @contextmanager
     def first_goes_first(self) -> Iterator[None]:
-        """The block runs on rank 0, and then on all others: they find the files that it has written."""
+        """The block runs on rank 0, and then on all others: they find the files that it has written.
+
+        Raises:
+            OtherRankFailed: as in `all_or_none`.
+        """
         if not self.first:
-            self.meet()
-        yield
+            with self.all_or_none():
+                pass
+        with self.all_or_none():
+            yield
         if self.first:
-            self.meet()
+            with self.all_or_none():
+                pass
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """The model for training: its parameters are rank 0's, its gradients the mean over the ranks."""

@@ -7,7 +7,7 @@ import io
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -118,11 +118,14 @@ class Training:
         says so.
 
         Raises:
-            BlockingIOError: another run is at work in the folder.
+            BlockingIOError: another run is at work in the folder. OtherRankFailed: so rank 0 found.
             TrainingError: the loss is not finite. The state is in failed.json; on the CPU, that before the step.
         """
         try:
-            with claimed(self.folder) if self.ranks.first else nullcontext():
+            with ExitStack() as stack:
+                with self.ranks.all_or_none():
+                    if self.ranks.first:
+                        stack.enter_context(claimed(self.folder))
                 self._parallel = self.ranks.parallel(self.model)
                 return self._run(report, stop)
         finally:

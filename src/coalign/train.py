@@ -24,7 +24,7 @@ from .model.nli.checkpoint import NOT_FINITE, Checkpoint, load_checkpoint
 from .model.nli.evaluation import Evaluation
 from .model.nli.evaluation import evaluate as evaluated
 from .model.nli.pairs import LABELS
-from .model.nli.ranks import are_launched, joined
+from .model.nli.ranks import OtherRankFailed, are_launched, joined
 from .model.nli.settings import PRESETS, Settings
 from .model.nli.training import LAST, Training, TrainingError
 from .model.nli.training import Progress as Reached
@@ -107,19 +107,20 @@ def train(
                 held_out = None if validation is None else _read(validation, reading)
                 vocabulary = saved.vocabulary if saved else chosen.vocabulary(pairs)
                 weight = None if vectors is None or saved else _vectors(vectors, vocabulary, chosen)
-            run = Training(
-                chosen,
-                pairs,
-                held_out,
-                out,
-                vectors=weight,
-                vocabulary=vocabulary,
-                resume=saved,
-                device=place,
-                backend=backend,
-                tensorboard=tensorboard,
-                ranks=ranks,
-            )
+            with ranks.all_or_none():
+                run = Training(
+                    chosen,
+                    pairs,
+                    held_out,
+                    out,
+                    vectors=weight,
+                    vocabulary=vocabulary,
+                    resume=saved,
+                    device=place,
+                    backend=backend,
+                    tensorboard=tensorboard,
+                    ranks=ranks,
+                )
             counted = sum(p.numel() for name, p in run.model.named_parameters() if name != "embedding.weight")
             _note(
                 f"{len(pairs)} pairs, {len(vocabulary)} words, {counted} parameters without embeddings, on {place}"
@@ -131,6 +132,8 @@ def train(
             _note(f"best accuracy {run.best:.4f}; checkpoints in {out}")
     except _ERRORS as error:
         fail(str(error))
+    except OtherRankFailed:  # which says why
+        raise typer.Exit(1) from None
     except RuntimeError as error:
         if not _NO_MEMORY.search(str(error)):
             raise
