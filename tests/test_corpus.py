@@ -139,6 +139,8 @@ def test_tokenizers():
     assert tokenizer("whitespace")(text) == text.split()
     assert tokenizer("words")(text) == ["Don't", "stop", ":", "1,000.5", "o’clock", "—", "ÉTÉ", "!"]
     assert tokenizer("words", lower=True)(text)[-2:] == ["été", "!"]
+    marked = "cafe\u0301 हिन्दी, e\u0301t’e\u0301 3\u0301"
+    assert tokenizer("words")(marked) == ["cafe\u0301", "हिन्दी", ",", "e\u0301t’e\u0301", "3", "\u0301"]
     with pytest.raises(ValueError, match="'nonesuch' is no tokenizer; there are whitespace, words"):
         tokenizer("nonesuch")
 

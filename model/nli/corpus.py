@@ -25,7 +25,7 @@ from .tokens import tokenizer
 from .vocabulary import Vocabulary
 
 MOST_LABELS = 256  # that a byte can number
-_FORMAT = "1"  # of the cache; a new number when its contents' meaning changes
+_FORMAT = "2"  # of the cache; a new number when its contents' meaning changes
 
 
 @dataclass(frozen=True)
