@@ -147,6 +147,7 @@ def test_demo_on_empty_sentences(run, monkeypatch, tmp_path, premises, drawn):
         (("demo", "--device", "nonesuch"), "--device nonesuch"),
         (("align", "", "b"), "the premise has no words"),
         (("align", "a", "b", "--scale", "inf"), "scale must be finite"),
+        (("align", "a", "b a", "--scale", "1e300"), "the scale 1e+300 is too large"),
         (("align", "", "b", "--plot", "x.nonesuch"), "x.nonesuch: .nonesuch is no format of pictures"),
         (("align", "", "b", "--plot", "nonesuch"), "nonesuch has no ending that names a format"),
         (("align", "", "b", "--plot", "nonesuch/x.png"), "nonesuch/x.png"),
@@ -157,6 +158,7 @@ def test_bad_input_is_named_and_nothing_runs(run, words, message):
     result = run(*words)
     assert result.exit_code == 1
     assert message in result.stderr
+    assert result.stdout == ""
     assert "Traceback" not in result.output
 
 
@@ -176,8 +178,9 @@ def test_align_draws_words_aligned_to_words(run, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_similar_words_align():
-    alignment = align_words(["two", "dogs", "run"], ["the", "dog", "is", "running"])
+@pytest.mark.parametrize("scale", [8.0, 1e5, 1e38])
+def test_similar_words_align(scale):
+    alignment = align_words(["two", "dogs", "run"], ["the", "dog", "is", "running"], scale)
     assert alignment.p.argmax(1)[1:].tolist() == [1, 3]
     assert alignment.q.argmax(0)[[1, 3]].tolist() == [1, 2]
     torch.testing.assert_close(alignment.p.sum(1), torch.ones(3))

@@ -44,12 +44,14 @@ def align_words(
     """The operator on the words' character vectors; scale says how sharply.
 
     Raises:
-        ValueError: a sentence without words, or a scale that is not finite.
+        ValueError: a sentence without words, or a scale that is not finite or too large for float32.
     """
     for name, words in (("premise", premise), ("hypothesis", hypothesis)):
         if not words:
             raise ValueError(f"the {name} has no words")
     a, b = character_vectors(premise), character_vectors(hypothesis)
-    found = soft_align(a, b, a, b, scale=scale, return_lse=True, backend=backend)
-    e = scale * a @ b.mT
-    return WordAlignment(premise, hypothesis, torch.exp(e - found.lse_a[:, None]), torch.exp(e - found.lse_b[None, :]))
+    # what is aligned are the words' places, one-hot, so that the aligned values are the weights themselves
+    found = soft_align(a, b, torch.eye(len(a)), torch.eye(len(b)), scale=scale, backend=backend)
+    if not (found.beta.isfinite().all() and found.alpha.isfinite().all()):
+        raise ValueError(f"the scale {scale:g} is too large: the scores exceed float32")
+    return WordAlignment(premise, hypothesis, found.beta, found.alpha.mT)
