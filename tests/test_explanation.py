@@ -12,9 +12,10 @@ from test_prediction import SMALL, TEXTS, made
 from typer.testing import CliRunner
 
 from coalign.cli import app
-from coalign.draw import print_alignment
+from coalign.draw import plot_alignment, print_alignment
 from coalign.draw_explanation import plot_explanation, print_explanation
 from coalign.draw_html import _STYLE
+from coalign.lexical import align_words
 
 HOSTILE = "<script>alert('x')</script> \"onload=x $x^{$ [red] dogs & \x00 \ud800 </table>"
 
@@ -274,6 +275,15 @@ def test_words_are_never_markup(tmp_path):
     assert "[red]" in console.export_text()
     plot_explanation(found, tmp_path / "x.svg")
     assert (tmp_path / "x.svg").stat().st_size > 1000
+
+
+def test_what_is_no_character_is_drawn_as_a_question_mark(tmp_path):
+    """Of words and of labels."""
+    checkpoint = made(labels=("yes\udcff", "no\udcff", "perhaps\udcff"))
+    plot_explanation(explain_pair(checkpoint, "a \udcff", "b \udcfe"), tmp_path / "x.svg")
+    plot_alignment(align_words(["a", "\udcff"], ["b", "\udcfe"]), tmp_path / "y.svg")
+    for name, times in (("x.svg", 6), ("y.svg", 3)):  # the second picture's maps share an axis
+        assert (tmp_path / name).read_text().count("<!-- ? -->") == times
 
 
 @pytest.mark.parametrize("words", [("", "b"), ("a", "b", "--backend", "nonesuch")])

@@ -97,6 +97,11 @@ def plot_alignment(alignment: Alignment, path: Path) -> None:
     save(figure, path)
 
 
+def drawable(text: str) -> str:
+    """The text with a question mark for what is no character: bytes that were not UTF-8, halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def new_figure(width: float, height: float) -> Any:
     """An empty matplotlib figure of so many inches. Raises ImportError where there is no matplotlib."""
     try:
@@ -116,8 +121,8 @@ def plot_weights(figure: Any, places: Any, alignment: Alignment) -> None:
     for axes, title, weights in zip(places, titles, (alignment.p, alignment.q), strict=True):
         image = axes.imshow(weights.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axes.set_title(title, fontsize=10)
-        axes.set_xticks(range(n), alignment.hypothesis, rotation=45, ha="right", parse_math=False)
-        axes.set_yticks(range(m), alignment.premise, parse_math=False)
+        axes.set_xticks(range(n), map(drawable, alignment.hypothesis), rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(m), map(drawable, alignment.premise), parse_math=False)
         axes.set_xlabel("hypothesis")
     places[0].set_ylabel("premise")
     figure.colorbar(image, ax=list(places), label="weight", shrink=0.9)

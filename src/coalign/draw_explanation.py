@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from .draw import new_figure, plot_weights, print_alignment, save
+from .draw import drawable, new_figure, plot_weights, print_alignment, save
 from .model.nli import Explanation
 
 _BAR = 24  # characters of the longest bar
@@ -73,18 +73,19 @@ def plot_explanation(found: Explanation, path: Path) -> None:
     """
     m, n = len(found.premise), len(found.hypothesis)
     figure = new_figure(max(9.0, 4 + 0.9 * n), 3 + 0.38 * m + 0.3 * max(m, n))
-    figure.suptitle(summary(found), fontweight="bold", parse_math=False)
+    figure.suptitle(drawable(summary(found)), fontweight="bold", parse_math=False)
     if lines := [part for line in remarks(found) for part in wrap(line, round(12 * figure.get_figwidth()))]:
-        figure.supxlabel("\n".join(lines), fontsize=9, color="dimgray", parse_math=False)
+        figure.supxlabel(drawable("\n".join(lines)), fontsize=9, color="dimgray", parse_math=False)
     maps, bars = figure.subplots(2, 2, height_ratios=[2 + 0.38 * m, 1 + 0.3 * max(m, n)])
     plot_weights(figure, maps, found)
     for axes, (name, words, values) in zip(bars, sides(found), strict=True):
         numbers = values.tolist()
         axes.barh(range(len(words)), numbers, color=[FOR if number > 0 else AGAINST for number in numbers])
-        axes.set_yticks(range(len(words)), words, parse_math=False)
+        axes.set_yticks(range(len(words)), map(drawable, words), parse_math=False)
         axes.invert_yaxis()
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_xlim(-1.05 * largest(found), 1.05 * largest(found))
-        axes.set_title(f"{name}: for (+) and against (−) {found.label}", fontsize=10, parse_math=False)
+        title = f"{name}: for (+) and against (−) {found.label}"
+        axes.set_title(drawable(title), fontsize=10, parse_math=False)
         axes.set_xlabel("nats of log-odds")
     save(figure, path)

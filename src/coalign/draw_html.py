@@ -6,6 +6,7 @@ from html import escape
 
 from torch import Tensor
 
+from .draw import drawable
 from .draw_explanation import largest, remarks, sides
 from .model.nli import Explanation
 
@@ -48,7 +49,7 @@ def page(found: Explanation) -> str:
         _weights(found, found.q, "Each hypothesis word (column) over the premise, in percent: columns sum to 100"),
         "</main>\n</body>\n</html>\n",
     ]
-    return "\n".join(parts).encode("utf-8", "replace").decode()
+    return drawable("\n".join(parts))
 
 
 def _sentence(name: str, words: list[str], values: Tensor, most: float) -> str:

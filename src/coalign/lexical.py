@@ -33,7 +33,7 @@ def character_vectors(words: list[str], width: int = WIDTH) -> Tensor:
         marked = f"<{word.lower()}>"
         for n in range(1, 5):
             for i in range(len(marked) - n + 1):
-                code = crc32(marked[i : i + n].encode())
+                code = crc32(marked[i : i + n].encode("utf-8", "surrogatepass"))
                 vector[code % width] += 1 - 2 * (code >> 31)
     return torch.nn.functional.normalize(vectors, dim=-1)
 
