@@ -244,6 +244,14 @@ def test_wishes_that_can_not_be_granted(tmp_path, data):
     assert "--device" in run("evaluate", out, data[1], "--device=meta").stderr
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no folder that root can't write to")
+def test_a_folder_that_can_not_be_written_to_is_named_before_training(data):
+    result = run("train", data[0], "--out", "/proc/self", *SMALL, "--epochs=1")
+    assert result.exit_code == 1
+    assert "/last.json" in result.stderr
+    assert result.stdout == ""
+
+
 def test_the_rate_against_the_bare_step_is_measured(data, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(training, "ROUNDS", 2)
     monkeypatch.setattr(results, "FOLDER", tmp_path)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..atomic import claimed, replacing
+from ..atomic import check_writable, claimed, replacing
 from .checkpoint import Checkpoint, save_checkpoint
 from .corpus import Corpus
 from .evaluation import evaluate
@@ -61,7 +61,7 @@ class Training:
 
     Raises:
         ValueError: resume is of other pairs or has no state to go on from; validation has other labels.
-        ImportError: no TensorBoard.
+        OSError: the folder can't be written to. ImportError: no TensorBoard.
     """
 
     def __init__(
@@ -107,6 +107,7 @@ class Training:
         self._parallel: nn.Module = self.model  # in run(): what passes its gradients to all ranks
         if ranks.first:
             self.folder.mkdir(parents=True, exist_ok=True)
+            check_writable(self.folder / LAST)
         self._writer = _tensorboard(self.folder) if tensorboard and ranks.first else None
 
     def run(
