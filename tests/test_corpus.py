@@ -127,6 +127,8 @@ def test_columns_and_labels_of_ones_own(tmp_path):
     corpus = load_corpus(path, reading)
     assert pairs_of(corpus) == [Pair(["a"], ["b"], 1), Pair(["c"], ["d", "e"], 0)]
     assert corpus.label_names == load_corpus(path, reading).label_names == ("0", "1")
+    listed = Reading(reading.columns, labels=["0", "1"])
+    assert load_corpus(path, listed, cache=False).label_names == load_corpus(path, listed).label_names == ("0", "1")
 
 
 def test_byte_order_marks_and_windows_line_ends(tmp_path):

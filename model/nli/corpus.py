@@ -46,6 +46,7 @@ class Reading:
     tokens: str = "whitespace"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))  # a list's corpus has the label names of its cache
         if not 0 < len(self.labels) <= MOST_LABELS:
             raise ValueError(f"there must be 1 to {MOST_LABELS} labels, not {len(self.labels)}")
         for name in self.labels:
