@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,17 @@ def test_cache_elsewhere_or_nowhere(tmp_path):
     assert len([*other.iterdir()]) == 1
     with pytest.warns(UserWarning, match="the tokenised file is not kept"):
         assert pairs_of(load_corpus(path, cache=tmp_path / "nonesuch")) == OFFICIAL_PAIRS
+
+
+def test_a_pipe_is_refused_where_it_would_be_read_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr("coalign.model.nli.corpus._key", None)  # it would wait for the pipe
+    pipe = tmp_path / "x.jsonl"
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match=r"x\.jsonl is no regular file"):
+        load_corpus(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(pipe.write_text, GOOD)
+        assert pairs_of(load_corpus(pipe, cache=False)) == [Pair(["a"], ["b"], 2)]
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-7], lambda b: b"", lambda b: b"\xff" * len(b)])

@@ -104,7 +104,8 @@ def load_corpus(
             can't be written to, there is a warning and no cache.
 
     Raises:
-        OSError: the file can't be read. DataError: it is malformed, or holds no labelled pair.
+        OSError: the file can't be read. DataError: it is malformed, holds no labelled pair, or is no regular file,
+            which can only be read without a cache.
         ImportError: a dataset was named and `datasets` is not installed.
         ValueError: options that do not exist.
     """
@@ -114,6 +115,8 @@ def load_corpus(
     source = Path(source)
     if cache is False:
         return tokenised(read_rows(source, reading.columns), reading, str(source))
+    if source.exists() and not source.is_file():
+        raise DataError(f"{source} is no regular file: pairs are read twice, so write them to one")
     folder = source.parent if cache is True else Path(cache)
     cached = folder / f"{source.name}.{_key(source, reading)}.tokens"
     found = kept(cached, _load)
