@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ _ABANDONED = 3600.0  # seconds after which an unfinished file is a dead process'
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write beside path, which takes path's place when the block ends without an error.
 
-    Where path is a link, it takes the place of what that leads to. A device or a pipe is written to as it is.
+    Where path is a link, it takes the place of what that leads to. A device or a pipe is written to as it is. The file
+    gets the permissions of the one that it replaces.
 
     The data reaches the disk before the name does. A killed process leaves its unfinished file behind,
     `.<name>.<random>.unfinished`; the next writer of the same path removes those older than an hour.
@@ -43,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
     unfinished = _unfinished(path)
     try:
         yield unfinished
-        unfinished.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
+        unfinished.chmod(_mode(path))  # mkstemp's files are for their owner alone
         _flush(unfinished)
         os.replace(unfinished, path)
     except BaseException:
@@ -122,6 +124,11 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _mode(path: Path) -> int:
+    """The permissions for what takes path's place: those of what is there, unless that is kept from this user."""
+    return stat.S_IMODE(path.stat().st_mode) if os.access(path, os.R_OK) else 0o666 & ~_umask()
 
 
 def _umask() -> int:

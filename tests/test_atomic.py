@@ -21,6 +21,20 @@ def test_names_that_are_patterns(tmp_path, name):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, other.name])
 
 
+@pytest.mark.parametrize("mode", [None, 0o600, 0o664], ids=["new", "private", "shared"])
+def test_permissions_are_those_of_the_file_that_is_replaced(tmp_path, mode):
+    path, before = tmp_path / "x", os.umask(0o022)
+    try:
+        if mode is not None:
+            path.touch()
+            path.chmod(mode)
+        with replacing(path) as unfinished:
+            unfinished.write_text("whole")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == (0o644 if mode is None else mode)
+
+
 def test_a_checkpoint_whose_name_is_a_pattern(tmp_path):
     checkpoint, path = made(), tmp_path / "b**[1].json"
     for checkpoint.step in (1, 2):
