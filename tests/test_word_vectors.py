@@ -44,10 +44,13 @@ def archive(folder, *names):
         lambda folder: plain(folder, LINES + b"dog 0 0 0\n"),  # the first one counts
         lambda folder: plain(folder, b"\xef\xbb\xbf" + LINES.removeprefix(b"the 9 9 9\n")),  # before the word dog
         lambda folder: plain(folder, LINES.replace(b"the 9 9", b"the  9  9").replace(b" 2 -", b"  2   -")),
+        lambda folder: plain(folder, b"5 3\n" + LINES.replace(b" 2 -", b"  2   -")),
         lambda folder: plain(folder, LINES.replace(b" ", b"\t").replace(b"new\t", b"new ")),
         gzipped,
         lambda folder: archive(folder, "glove.3d.txt"),
         lambda folder: f"{archive(folder, 'glove.1d.txt', 'glove.3d.txt')}:glove.3d.txt",
+        lambda folder: gzipped(folder).rename(folder / "GLOVE.TXT.GZ"),
+        lambda folder: f"{archive(folder, 'a.txt', 'glove.3d.txt').rename(folder / 'GLOVE.ZIP')}:glove.3d.txt",
     ],
     ids=[
         "plain",
@@ -57,10 +60,13 @@ def archive(folder, *names):
         "twice",
         "mark",
         "spaces",
+        "word2vec's spaces",
         "tabs",
         "gzip",
         "zip",
         "zip of several",
+        "GZ",
+        "ZIP",
     ],
 )
 def test_the_vocabularys_rows(tmp_path, write, cached):
@@ -129,6 +135,8 @@ def test_blank_lines_at_the_end_are_no_rows(tmp_path):
         (b"the 1 2\ndog 1 nan\n", "line 2: the vector of 'dog' is not finite"),
         (b"the 1 2 3\ndog  1 2\n", "line 2: expected a word and 3 numbers, found 3 fields"),
         (b"9 3\nthe 1 2\n", "line 2: expected a word and 3 numbers, found 3 fields"),
+        (b"2 2\nthe 1 2 3\ndog 4 5 6\n", "line 2: expected a word and 2 numbers, found 4 fields"),
+        (b"2 2\nthe 1 2\ndog -1.5e3 5 6\n", "line 3: expected a word and 2 numbers, found 4 fields"),
     ],
 )
 def test_malformed_files_are_named_with_line_and_reason(tmp_path, content, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import warnings
 import zipfile
 import zlib
@@ -24,7 +25,8 @@ from .kept import kept
 from .rows import BYTE_ORDER_MARK, DataError
 from .vocabulary import PADDING, UNKNOWN, Vocabulary
 
-_FORMAT = "1"  # of the cache; a new number when its contents' meaning changes
+_FORMAT = "2"  # of the cache; a new number when its contents' meaning changes
+_NUMBER = re.compile(rb"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 HASHED_VECTORS = 100  # Parikh et al. 2016, section 4: "100 random embeddings"
 
 
@@ -80,8 +82,9 @@ def load_word_vectors(
 ) -> WordVectors:
     """Read a vocabulary's vectors from a text file: a word and its numbers a line, with spaces between.
 
-    Any dimension. A first line of two whole numbers (word2vec's: words and dimension) is left out. Where a word
-    comes twice the first one counts. The file is read as a stream and only the vocabulary's rows are kept.
+    Any dimension. A first line of two whole numbers (word2vec's: words and dimension) is left out; lines behind it may
+    not have more numbers than it says. Where a word comes twice the first one counts. The file is read as a stream
+    and only the vocabulary's rows are kept.
 
     Args:
         path: GloVe's or word2vec's text format, plain, .gz, or the only text file of a .zip; with "archive.zip:name"
@@ -118,8 +121,8 @@ def _load(path: Path) -> WordVectors:
 
 def _split(path: str) -> tuple[Path, str | None]:
     """A file, and which member of it where it is named so."""
-    before, zipped, member = path.rpartition(".zip:")
-    return (Path(before + ".zip"), member) if zipped and not Path(path).exists() else (Path(path), None)
+    named = re.fullmatch(r"(.*\.zip):(.*)", path, re.IGNORECASE | re.DOTALL)
+    return (Path(named[1]), named[2]) if named and not Path(path).exists() else (Path(path), None)
 
 
 def _key(archive: Path, member: str | None, vocabulary: Vocabulary) -> str:
@@ -131,10 +134,10 @@ def _key(archive: Path, member: str | None, vocabulary: Vocabulary) -> str:
 @contextmanager
 def _opened(archive: Path, member: str | None) -> Iterator[IO[bytes]]:
     """The bytes of a file, unpacked."""
-    if archive.suffix == ".gz":
+    if archive.suffix.lower() == ".gz":
         with gzip.open(archive, "rb") as unpacked:
             yield unpacked  # type: ignore[misc]
-    elif archive.suffix == ".zip":
+    elif archive.suffix.lower() == ".zip":
         with zipfile.ZipFile(archive) as zipped:
             names = [info.filename for info in zipped.infolist() if not info.is_dir()]
             if member is None and len(names) != 1:
@@ -179,6 +182,9 @@ def _read(archive: Path, member: str | None, vocabulary: Vocabulary) -> WordVect
                     raise ValueError(_expected(dimension, line))
                 else:  # a word can hold spaces itself (GloVe's 840B has ". . ."), so numbers are counted from the end
                     word = line.rsplit(None, dimension)[0]
+                    surplus = word.split()[1:]
+                    if words is not None and surplus and all(map(_NUMBER.fullmatch, surplus)):
+                        raise ValueError(_expected(dimension, line))
                 row = wanted.get(word)
                 if row is not None and not found[row]:
                     numbers = line[len(word) :].split()
