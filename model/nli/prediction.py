@@ -57,7 +57,8 @@ class Predictor:
     """A trained model, frozen, that takes texts and reads them as its checkpoint's settings say.
 
     With intra-sentence attention, where nothing can be frozen, the model is as it was trained. A predictor can be
-    pickled into other processes, and moved with `to`. The pairs beside a pair never change a frozen model's answer.
+    pickled into other processes, and moved with `to`. On the CPU the pairs beside a pair never change a frozen model's
+    answer on the native backend; elsewhere they can by rounding.
 
     Args:
         checkpoint: the trained model. dtype: of the frozen one, torch.float32 or torch.bfloat16.
