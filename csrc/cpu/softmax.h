@@ -19,9 +19,9 @@ namespace coalign {
 template <class T>
 constexpr T kNothing = -std::numeric_limits<T>::infinity();
 
-// How far maxima, or log-sum-exps, that share exponentials may be from their middle, and that from 0: sums of exp(24) of
-// the largest values that anybody has are far from overflow, and what is lost below exp(-87) is less than exp(-63) of
-// its row.
+// How far maxima, or log-sum-exps, that share exponentials may be from their middle, and that from 0: exp(24) times
+// values of 1e25, or exp(-24) times those of 1e-25, are numbers still, and what is lost below exp(-87) is less than
+// exp(-63) of its row.
 constexpr float kClose = 24, kFar = 40;
 
 // Whether exponentials may be shared, and what they are counted in then.
@@ -37,8 +37,7 @@ struct Shared {
 template <class T>
 Shared shared_for(T least, T most, bool whole) {
   const T middle = whole ? (least + most) / 2 : T(0);
-  const bool serves =
-      middle - least <= kClose && most - middle <= kClose && -kFar <= middle && middle <= kFar;
+  const bool serves = middle - least <= kClose && most - middle <= kClose && -kFar <= middle && middle <= kFar;
   return {serves, serves ? static_cast<int>(std::lrint(middle * T(1.44269504))) : 0};
 }
 
