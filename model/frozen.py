@@ -385,8 +385,9 @@ def _check_fit(whose: str, state: Mapping[str, Tensor]) -> None:
     shapes: dict[str, tuple[int, ...]] = {"table": (len(state["table"]), 3 * h)}
     for name, out, width in (("compare", h, h), ("first", h, 2 * h), ("second", h, h), ("output", classes, h)):
         shapes |= {f"{name}_weight": (out, width), f"{name}_bias": (out,)}
+    dtype = state["table"].dtype
     for name, shape in shapes.items():
-        t, dtype = state[name], state["table"].dtype
+        t = state[name]
         if tuple(t.shape) != shape:
             raise ValueError(f"{whose}: {name} must be {shape}, not {tuple(t.shape)}")
         if name.endswith("_weight") and t.dtype != dtype:

@@ -55,8 +55,13 @@ class Ranks:
         return bool(self.total(torch.tensor(int(flag), device="cpu"))) if self.world_size > 1 else flag
 
     def meet(self) -> None:
-        """Wait until every rank is here."""
-        self.total(torch.zeros((), device="cpu"))
+        """Wait until every rank is here.
+
+        Raises:
+            OtherRankFailed: one of them is here from a block of `all_or_none` that failed.
+        """
+        if self.any(False):
+            raise OtherRankFailed("another of the processes failed")
 
     @contextmanager
     def all_or_none(self) -> Iterator[None]:
@@ -70,8 +75,7 @@ class Ranks:
         except Exception:
             self.any(True)
             raise
-        if self.any(False):
-            raise OtherRankFailed("another of the processes failed")
+        self.meet()
 
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:
@@ -81,13 +85,11 @@ class Ranks:
             OtherRankFailed: as in `all_or_none`.
         """
         if not self.first:
-            with self.all_or_none():
-                pass
+            self.meet()
         with self.all_or_none():
             yield
         if self.first:
-            with self.all_or_none():
-                pass
+            self.meet()
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """The model for training: its parameters are rank 0's, its gradients the mean over the ranks."""
