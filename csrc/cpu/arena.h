@@ -5,7 +5,8 @@
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
-#include <new>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -63,7 +64,7 @@ class Arena {
 
   static Block allocate(std::size_t bytes) {
     auto* p = static_cast<std::byte*>(std::aligned_alloc(64, bytes));
-    if (p == nullptr) throw std::bad_alloc();
+    if (p == nullptr) throw std::runtime_error("not enough memory: tried to allocate " + std::to_string(bytes) + " bytes");
     return Block(p);
   }
 

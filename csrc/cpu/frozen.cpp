@@ -2,11 +2,11 @@
 // model/frozen.py; ids, lengths and offsets, whose values nobody has seen, here.
 #include "frozen.h"
 
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <tuple>
 
+#include "../boxed.h"
 #include "layers.h"
 
 namespace coalign {
@@ -75,6 +75,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(coalign_native, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(coalign_native, CPU, m) {
-  m.impl("frozen_pack", TORCH_BOX(&coalign::pack));
-  m.impl("frozen_scores", TORCH_BOX(&coalign::scores));
+  m.impl("frozen_pack", EXPLAINED(&coalign::pack));
+  m.impl("frozen_scores", EXPLAINED(&coalign::scores));
 }

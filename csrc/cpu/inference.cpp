@@ -2,10 +2,9 @@
 // shapes, and ids and offsets, whose values nobody has seen, here.
 #include "inference.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <tuple>
 
+#include "../boxed.h"
 #include "frozen.h"
 #include "layers.h"
 
@@ -94,5 +93,5 @@ STABLE_TORCH_LIBRARY_FRAGMENT(coalign_native, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(coalign_native, CPU, m) {
-  m.impl("inference_scores", TORCH_BOX(&coalign::inference_scores));
+  m.impl("inference_scores", EXPLAINED(&coalign::inference_scores));
 }

@@ -2,12 +2,12 @@
 // model/mlp.py and model/dropout.py.
 #include "mlp.h"
 
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <tuple>
 #include <vector>
 
+#include "../boxed.h"
 #include "layers.h"
 #include "threads.h"
 
@@ -144,7 +144,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(coalign_native, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(coalign_native, CPU, m) {
-  m.impl("dropout", TORCH_BOX(&coalign::dropout));
-  m.impl("mlp", TORCH_BOX(&coalign::mlp));
-  m.impl("mlp_backward", TORCH_BOX(&coalign::mlp_backward));
+  m.impl("dropout", EXPLAINED(&coalign::dropout));
+  m.impl("mlp", EXPLAINED(&coalign::mlp));
+  m.impl("mlp_backward", EXPLAINED(&coalign::mlp_backward));
 }

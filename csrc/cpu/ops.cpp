@@ -1,10 +1,10 @@
 // The operators that kernels/native/__init__.py calls, on LibTorch's stable ABI. Arguments are
 // checked by kernels/api.py or, the short way, by kernels/quick.py, but for lengths and offsets: extents_fit.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <tuple>
 
+#include "../boxed.h"
 #include "align_backward.h"
 #include "call.h"
 #include "pages.h"
@@ -375,10 +375,10 @@ STABLE_TORCH_LIBRARY(coalign_native, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(coalign_native, CPU, m) {
-  m.impl("forward", TORCH_BOX(&coalign::forward_with_lse));
-  m.impl("extents_fit", TORCH_BOX(&coalign::extents_fit));
-  m.impl("plain_forward", TORCH_BOX(&coalign::plain_forward));
-  m.impl("plain_forward_with_lse", TORCH_BOX(&coalign::plain_forward_with_lse));
-  m.impl("plain_backward", TORCH_BOX(&coalign::plain_backward));
-  m.impl("backward", TORCH_BOX(&coalign::backward));
+  m.impl("forward", EXPLAINED(&coalign::forward_with_lse));
+  m.impl("extents_fit", EXPLAINED(&coalign::extents_fit));
+  m.impl("plain_forward", EXPLAINED(&coalign::plain_forward));
+  m.impl("plain_forward_with_lse", EXPLAINED(&coalign::plain_forward_with_lse));
+  m.impl("plain_backward", EXPLAINED(&coalign::plain_backward));
+  m.impl("backward", EXPLAINED(&coalign::backward));
 }

@@ -2,10 +2,9 @@
 // model/frozen.py, but for the ids' values.
 #include "frozen.cuh"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 
+#include "../boxed.h"
 #include "tensors.cuh"
 
 namespace coalign::cuda {
@@ -100,6 +99,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(coalign_cuda, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(coalign_cuda, DISPATCH_KEY, m) {
-  m.impl("frozen_holds", TORCH_BOX(&coalign::cuda::frozen_holds));
-  m.impl("frozen_sums", TORCH_BOX(&coalign::cuda::frozen_sums_of));
+  m.impl("frozen_holds", EXPLAINED(&coalign::cuda::frozen_holds));
+  m.impl("frozen_sums", EXPLAINED(&coalign::cuda::frozen_sums_of));
 }

@@ -3,11 +3,11 @@
 //
 // The caller passes the stream, so that no shim is needed that only a CUDA build of torch has, and what the device
 // can do (`arithmetic`, `shared`), so that the simulator can be any device.
-#include <torch/csrc/stable/library.h>
 
 #include <tuple>
 #include <vector>
 
+#include "../boxed.h"
 #include "plan.cuh"
 #include "tensors.cuh"
 
@@ -140,6 +140,6 @@ STABLE_TORCH_LIBRARY(coalign_cuda, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(coalign_cuda, DISPATCH_KEY, m) {
-  m.impl("forward", TORCH_BOX(&coalign::cuda::forward));
-  m.impl("backward", TORCH_BOX(&coalign::cuda::backward));
+  m.impl("forward", EXPLAINED(&coalign::cuda::forward));
+  m.impl("backward", EXPLAINED(&coalign::cuda::backward));
 }
