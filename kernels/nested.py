@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+_MOST_ROWS = 2**31 - 1  # that int32 can count
+
 
 class Packed(NamedTuple):
     """A side of nested operands: f (total, h), x (total, d), offsets (pairs + 1,) int32 and the longest pair's rows."""
@@ -27,7 +29,7 @@ def packed(letter: str, f: Any, x: Any) -> Packed:
 
     Raises:
         TypeError: one is not nested, or in the strided layout.
-        ValueError: dimensions, ragged dimension or lengths don't fit.
+        ValueError: dimensions, ragged dimension or lengths don't fit, or there are too many rows.
     """
     for name, t in ((f"f_{letter}", f), (letter, x)):
         if not is_nested(t):
@@ -51,6 +53,8 @@ def packed(letter: str, f: Any, x: Any) -> Packed:
     length = getattr(f, "_maybe_max_seqlen", None)
     if length is None:
         length = int(offsets.diff().max()) if len(offsets) > 1 else 0
+    if f.values().size(0) > _MOST_ROWS:
+        raise ValueError(f"f_{letter} has {f.values().size(0)} rows; a batch may have {_MOST_ROWS}: divide it")
     return Packed(f.values(), x.values(), offsets.int(), int(length))
 
 

@@ -92,6 +92,12 @@ def test_gaps_between_sequences_are_refused_until_they_are_closed():
         torch.testing.assert_close(found, soft_align(x, y, x, y).beta[0])
 
 
+def long(width):
+    """2^31 rows in the memory of one."""
+    rows = torch.zeros(1, width).expand(2**31, width)
+    return torch.nested.nested_tensor_from_jagged(rows, torch.tensor([0, 2**30, 2**31]))
+
+
 def wrong(case):
     f, a, b = operands()
     good = {"f_a": f(a), "f_b": f(b), "a": a, "b": b}
@@ -109,6 +115,7 @@ def wrong(case):
                 "f_a": nested(LENGTHS[0], 16, layout=torch.strided),
                 "a": nested(LENGTHS[0], 8, layout=torch.strided),
             },
+            "too many": {name: long(t.size(-1)) for name, t in good.items()},
             "four dimensions": {"f_a": good["f_a"].unflatten(-1, (2, 8)), "a": a.unflatten(-1, (2, 4))},
         }[case]
     )
@@ -127,6 +134,7 @@ def wrong(case):
         ("other pairs", ValueError, "as many sequences"),
         ("strided", TypeError, "torch.jagged"),
         ("four dimensions", ValueError, "ragged, width"),
+        ("too many", ValueError, "2147483648 rows; a batch may have 2147483647: divide it"),
     ],
 )
 def test_refused(case, error, message):
