@@ -170,7 +170,7 @@ def test_the_process_group_outlives_what_is_parallel(monkeypatch, tmp_path, corp
     assert ended == [[None]]
 
 
-@pytest.mark.parametrize("failing", ["reading", "making the folder", "claiming it"])
+@pytest.mark.parametrize("failing", ["reading", "making the folder", "claiming it", "saving", "writing the log"])
 def test_where_the_first_process_fails_the_other_one_ends_without_a_word(tmp_path, corpora, failing):  # noqa: F811
     run, options, message = tmp_path / "run", (), "another run is at work in this folder"
     if failing == "reading":
@@ -180,6 +180,9 @@ def test_where_the_first_process_fails_the_other_one_ends_without_a_word(tmp_pat
         message = "File exists"
     else:
         run.mkdir()
+    if failing in {"saving", "writing the log"}:
+        message = "best.json" if failing == "saving" else "log.csv"
+        (run / message).mkdir()
     with claimed(run) if failing == "claiming it" else nullcontext():
         codes, told = together(tmp_path, arguments(tmp_path, *options))
     assert codes == [1, 1]

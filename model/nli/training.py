@@ -119,7 +119,8 @@ class Training:
         says so.
 
         Raises:
-            BlockingIOError: another run is at work in the folder. OtherRankFailed: so rank 0 found.
+            OSError: a file could not be written; as BlockingIOError: another run is at work in the folder.
+            OtherRankFailed: rank 0 met with such an error.
             TrainingError: the loss is not finite. The state is in failed.json; on the CPU, that before the step.
         """
         try:
@@ -229,8 +230,11 @@ class Training:
         return Progress(self.epoch, self._pairs, loss / pairs, right / pairs)
 
     def _log(self, numbers: dict[str, Any]) -> None:
-        if not self.ranks.first:
-            return
+        with self.ranks.all_or_none():
+            if self.ranks.first:
+                self._write_log(numbers)
+
+    def _write_log(self, numbers: dict[str, Any]) -> None:
         # written anew from the whole history, so that a run that is resumed has no line twice
         text = io.StringIO()
         table = csv.DictWriter(text, list(dict.fromkeys(key for line in self.history for key in line)))
@@ -245,9 +249,9 @@ class Training:
             self._writer.flush()
 
     def _save(self, name: str) -> None:
-        if self.ranks.first:
-            save_checkpoint(self._checkpoint(name), self.folder / name)
-        self.ranks.meet()  # a rank that is done too early would have the others ended while one writes
+        with self.ranks.all_or_none():  # a rank that is done too early would have the others ended while one writes
+            if self.ranks.first:
+                save_checkpoint(self._checkpoint(name), self.folder / name)
 
     def _checkpoint(self, name: str) -> Checkpoint:
         loss, right = self._sums.tolist()
