@@ -152,6 +152,7 @@ def test_demo_on_empty_sentences(run, monkeypatch, tmp_path, premises, drawn):
         (("align", "", "b", "--plot", "nonesuch"), "nonesuch has no ending that names a format"),
         (("align", "", "b", "--plot", "nonesuch/x.png"), "nonesuch/x.png"),
         (("kernels", "--arch", "sm_1"), "sm_1 is none of sm_80"),
+        (("kernels", "--only", "nonesuch"), "no kernel for sm_90 has 'nonesuch' in its name or arithmetic"),
     ],
 )
 def test_bad_input_is_named_and_nothing_runs(run, words, message):

@@ -18,7 +18,7 @@ def report(architectures: Sequence[str], only: str, as_json: bool, console: Cons
         Whether all are without fault.
 
     Raises:
-        ValueError: an architecture that is not known, or nothing here to compile with.
+        ValueError: an architecture that is not known, no such kernel, or nothing here to compile with.
     """
     compilers, missing = _compilers()
     if not compilers:
@@ -34,6 +34,8 @@ def report(architectures: Sequence[str], only: str, as_json: bool, console: Cons
         for case in compiler.cases(compiler.ARCHITECTURES[name])
         if only in f"{case.name} {case.arithmetic}"
     ]
+    if not work:
+        raise ValueError(f"no kernel for {', '.join(architectures)} has {only!r} in its name or arithmetic")
     progress = track(work, "compiling", console=console, transient=True, disable=as_json)
     found = [compiler.compile_case(case, architecture) for compiler, case, architecture in progress]
     rows = [
