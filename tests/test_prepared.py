@@ -108,6 +108,22 @@ def test_addresses_that_are_no_multiples_of_sixteen_are_launched_with_their_own(
     assert [one.runs for one in compiled] == [1, 1]
 
 
+@pytest.mark.parametrize(("hip", "runs"), [(None, [3]), ("7.0", [0, 2])])
+def test_on_amd_gpus_tensors_in_much_memory_have_a_launch_of_their_own(hip, runs, compiled, monkeypatch):
+    """Code that was compiled for offsets of 32 bits must not be given what lies beyond them: a view, a longer batch."""
+    from coalign import soft_align_packed
+
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(prepared, "FAR", 400)
+    torch.manual_seed(0)
+    for rows in (4, 40, 41, 42):  # of 3 floats: 48 bytes; 480 and more
+        f, offsets = torch.randn(rows, 3), torch.tensor((0, rows), dtype=torch.int32)
+        given = f, f, f, f, offsets, offsets, 50, 50
+        found, expected = (soft_align_packed(*given, backend=name) for name in ("triton", "reference"))
+        torch.testing.assert_close(found.beta, expected.beta)
+    assert [one.runs for one in compiled] == runs
+
+
 @pytest.mark.parametrize("kind", ["full", "lengths", "packed"])
 def test_a_call_without_options_comes_the_short_way(kind, compiled, monkeypatch):
     """As on a GPU: launched as before, and the long way's bits, of outputs and of gradients."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .launch import Launch
 
+FAR = 2**31 - 1  # bytes of memory beyond which code for AMD GPUs has to count in 64 bits
 MOST = 1024  # kinds of call; ragged batches that are padded to their longest have one for each pair of lengths
 
 _kept: dict[Hashable, list[Prepared]] = {}
@@ -38,11 +40,13 @@ def launch(key: Hashable, tensors: dict[str, Tensor | None], plan: Callable[[], 
     """Launch what `plan` plans on these tensors, or what it planned for an equal key, on these tensors.
 
     key: all that the plan depends on, but for where the tensors lie; of that, Triton compiles for which addresses are
-    multiples of 16.
+    multiples of 16 and, on AMD GPUs, for which tensors lie in so little memory that 32 bits count it.
     tensors: by the kernels' names for them, the first of them there; where one is missing, anything may stand in.
     """
     addresses = {name: 0 if t is None else t.data_ptr() for name, t in tensors.items()}
     key = key, *[name for name, address in addresses.items() if address & 15]
+    if torch.version.hip is not None:
+        key = key, *[name for name, t in tensors.items() if t is not None and t.untyped_storage().nbytes() > FAR]
     if (prepared := _kept.get(key)) is not None:
         for one in prepared:
             one.run(addresses)
