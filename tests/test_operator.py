@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import INTERPRETING
 
 from coalign.testing import Case, assert_accurate, run
 
@@ -206,7 +207,7 @@ def test_against_oracle(case, backend):
     assert_accurate(run(operands, backend.name), operands)
 
 
-@pytest.mark.parametrize("name", ["native", "reference"])
+@pytest.mark.parametrize("name", ["triton"] if INTERPRETING else ["native", "reference"])
 @pytest.mark.parametrize(
     "case", [PACKED[0], PACKED[3], PACKED[0].but(name="dropout", dropout=0.3)], ids=lambda case: case.name
 )

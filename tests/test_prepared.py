@@ -108,6 +108,20 @@ def test_addresses_that_are_no_multiples_of_sixteen_are_launched_with_their_own(
     assert [one.runs for one in compiled] == [1, 1]
 
 
+def test_a_longest_length_beyond_all_rows_makes_no_grid_larger(monkeypatch):
+    """A GPU launches up to 2^31 - 1 programs at once; 2^63 - 1 rows a pair would be many more."""
+    from coalign import soft_align_packed
+
+    grids = []
+    monkeypatch.setattr(Launch, "run", lambda self: grids.append(self.grid))
+    offsets = torch.tensor((0, 100, 300), dtype=torch.int32)
+    f, x = torch.randn(300, 12), torch.randn(300, 6)
+    short = torch.tensor((0, 2, 4), dtype=torch.int32)
+    soft_align_packed(f, f, x, x, offsets, offsets, 2**63 - 1, 2**63 - 1, backend="triton")
+    soft_align_packed(f[:4], f[:4], x[:4], x[:4], short, short, 2**63 - 1, 2, backend="triton")
+    assert grids == [(32, 1), (2,)]
+
+
 @pytest.mark.parametrize(("hip", "runs"), [(None, [3]), ("7.0", [0, 2])])
 def test_on_amd_gpus_tensors_in_much_memory_have_a_launch_of_their_own(hip, runs, compiled, monkeypatch):
     """Code that was compiled for offsets of 32 bits must not be given what lies beyond them: a view, a longer batch."""

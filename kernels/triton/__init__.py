@@ -49,6 +49,8 @@ def forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
     launch, prepared = _launcher()
     tf32 = gpu.tf32_allowed()
     a, b, bias = _positive_side(a), _positive_side(b), _positive(bias)
+    if a.f.ndim == 2:
+        a, b = launch.within_rows(a), launch.within_rows(b)
     found: Alignment = launch.room_forward(a, b)
     with on_device(a.f):
         prepared.launch(
@@ -65,6 +67,8 @@ def backward(
     launch, prepared = _launcher()
     tf32 = gpu.tf32_allowed()
     a, b, bias = _positive_side(a), _positive_side(b), _positive(bias)
+    if a.f.ndim == 2:
+        a, b = launch.within_rows(a), launch.within_rows(b)
     saved = Alignment(*(t.contiguous() for t in saved))
     dlse_a, dlse_b = (g if g is None else _positive(g).contiguous() for g in (grads.lse_a, grads.lse_b))
     grads = AlignmentGrads(_positive(grads.beta).contiguous(), _positive(grads.alpha).contiguous(), dlse_a, dlse_b)

@@ -90,6 +90,13 @@ def room_forward(a: Side, b: Side) -> Alignment:
     )
 
 
+def within_rows(side: Side) -> Side:
+    """The packed side, its longest pair said to be no longer than all pairs together, rounded up: callers may say any
+    larger number, of whose programs a grid holds only so many. Rounded, so that other totals are launched alike."""
+    most = max(choices.TILE_FORWARD_MAX, 1 << side.f.shape[0].bit_length())
+    return side if side.length <= most else side._replace(length=most)
+
+
 def plan_forward(a: Side, b: Side, bias: Tensor | None, rule: Rule, found: Alignment, target: Target) -> list[Launch]:
     """The launches that fill an alignment."""
     arguments, constants = _operands(a, b, bias, rule, target)
