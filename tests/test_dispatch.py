@@ -278,6 +278,31 @@ def test_native_on_a_gpu_says_why_not(monkeypatch, capability, hip, dtype, rows,
 
 
 @pytest.mark.parametrize(
+    ("widths", "triton", "native"),
+    [
+        ((4_194_240, 4_194_240, 5), None, "of up to 4194048 numbers, features and values together"),
+        ((2_000_000, 5, 2_194_048), None, None),
+        ((2_000_000, 2_194_049, 5), None, "of up to 4194048 numbers"),
+        ((8, 4_194_241, 5), "of up to 4194240 numbers", "of up to 4194048 numbers"),
+        ((2**31 + 8, 4, 4), "of up to 4194240 numbers", "of up to 4194048 numbers"),
+    ],
+)
+def test_rows_too_wide_for_a_grid_are_a_reason(widths, triton, native, monkeypatch):
+    """And no error of the launch, or a number that wrapped around: another backend serves."""
+    from coalign.kernels import gpu
+    from coalign.kernels.native import cuda
+
+    monkeypatch.setattr(gpu, "capability", lambda device: (8, 0))
+    problem = Problem(torch.device("cuda", 0), torch.bfloat16, 1, 100, 4, *widths, "full", "full", False, False)
+    for found, expected in (
+        (dispatch.backend("triton").unsupported(problem), triton),
+        (cuda.beyond(problem), native),
+    ):
+        assert any("of up to" in reason for reason in found) == (expected is not None)
+        assert expected is None or expected in found[0]
+
+
+@pytest.mark.parametrize(
     ("capability", "dtype", "most", "reason"),
     [
         ((8, 0), torch.float16, 20, "in float32 and bfloat16, not torch.float16"),

@@ -17,6 +17,8 @@ from ..problem import Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Si
 from . import build_cuda
 
 MOST_ROWS = 65535 * 64  # as many tiles as a grid may have blocks in its second dimension
+# of a row's features and values together: in its third one it has two blocks for every 128 of their columns
+MOST_NUMBERS = 32766 * 128
 NO_FLOAT64 = "float64 is for the reference and, on the CPU, for this backend; use float32 or lower"
 _KINDS = {"full": 0, "mask": 1, "lengths": 2, "offsets": 3}  # csrc/cuda/call.cuh
 
@@ -40,6 +42,8 @@ def beyond(problem: Problem) -> list[str]:
         return [NO_FLOAT64]
     if max(problem.length_a, problem.length_b) > MOST_ROWS:
         return [f"the CUDA kernels take up to {MOST_ROWS} rows a side"]
+    if problem.width + max(problem.width_a, problem.width_b) > MOST_NUMBERS:
+        return [f"the CUDA kernels take rows of up to {MOST_NUMBERS} numbers, features and values together"]
     return []
 
 

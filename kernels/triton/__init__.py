@@ -18,12 +18,15 @@ from .. import gpu
 from ..problem import PLAIN, Alignment, AlignmentGrads, OperandGrads, Problem, Rule, Side
 
 name = "triton"
+MOST_NUMBERS = 65535 * 64  # of a row: as many chunks as a grid may have programs in its second dimension
 # what Triton takes for yes; it too looks once, when it is imported
 _ASKED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "on", "true", "y", "yes")
 
 
 def unsupported(problem: Problem) -> list[str]:
     """Why Triton can't serve the problem."""
+    if max(problem.width, problem.width_a, problem.width_b) > MOST_NUMBERS:
+        return [f"the Triton kernels take rows of up to {MOST_NUMBERS} numbers"]
     return unsupported_on(problem.device, problem.dtype)
 
 
