@@ -16,6 +16,7 @@ import pytest
 import torch
 from coalign.model.nli import LABELS, Settings, evaluate, load_checkpoint, save_checkpoint
 from coalign.model.nli.examples import example_pairs
+from rich.console import Console
 from test_training import write_pairs
 from typer.testing import CliRunner
 
@@ -103,7 +104,7 @@ def test_training_goes_on_when_nobody_reads_any_more(tmp_path, data, reader):
     assert load_checkpoint(tmp_path / "run").epoch == 2
 
 
-def test_training_then_evaluation(tmp_path, data):
+def test_training_then_evaluation(tmp_path, data, monkeypatch):
     trained = run("train", data[0], "--out", tmp_path / "run", "--validation", data[1], *SMALL, "--epochs=5")
     assert trained.exit_code == 0, trained.output
     assert "45 pairs" in trained.stdout
@@ -118,6 +119,10 @@ def test_training_then_evaluation(tmp_path, data):
     assert f"accuracy {best:.4f}" in shown
     assert "41+" not in shown
     assert "11-15" in shown
+    monkeypatch.setattr("coalign.train.console", Console(width=80))
+    shown = run("evaluate", tmp_path / "run", data[1]).stdout
+    assert "…" not in shown  # in an ordinary terminal no name and no number is cut
+    assert "said contradiction" in shown
     broken = load_checkpoint(tmp_path / "run/best.json")
     broken.model["aggregate.linear.bias"][0] = torch.nan
     save_checkpoint(broken, tmp_path / "broken.json")

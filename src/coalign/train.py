@@ -274,14 +274,22 @@ def _interrupts() -> Iterator[list[int]]:
 
 def _print_evaluation(found: Evaluation) -> None:
     console.print(f"[bold]accuracy {found.accuracy:.4f}[/]  loss {found.loss:.4f}  {found.pairs} pairs")
-    table = Table(title="classes", title_style="bold")
-    for name in ("class", "precision", "recall", "f1", "pairs", *(escape(f"said {name}") for name in found.classes)):
-        table.add_column(name, justify="left" if name == "class" else "right")
+    measures = _table("classes", "class", "precision", "recall", "f1", "pairs")
+    confusions = _table("confusions", "class", *(escape(f"said {name}") for name in found.classes))
     for (name, numbers), row in zip(found.classes.items(), found.confusion, strict=True):
         shares = (f"{numbers[key]:.4f}" for key in ("precision", "recall", "f1"))
-        table.add_row(escape(name), *shares, str(numbers["pairs"]), *map(str, row))
-    console.print(table)
-    table = Table("tokens of both", "pairs", "accuracy", title="by length", title_style="bold")
+        measures.add_row(escape(name), *shares, str(numbers["pairs"]))
+        confusions.add_row(escape(name), *map(str, row))
+    lengths = _table("by length", "tokens of both", "pairs", "accuracy")
     for name, numbers in found.by_length.items():
-        table.add_row(name, str(numbers["pairs"]), f"{numbers['accuracy']:.4f}")
-    console.print(table)
+        lengths.add_row(name, str(numbers["pairs"]), f"{numbers['accuracy']:.4f}")
+    console.print(measures, confusions, lengths)
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    """Of numbers for what its first column names; what is too wide for the terminal is folded, never cut."""
+    table = Table(title=title, title_style="bold")
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", overflow="fold")
+    return table
