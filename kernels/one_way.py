@@ -22,7 +22,7 @@ def soft_align_one_way(
     The kernels still take both softmaxes, but α is made one column wide, and a's values need not exist.
 
     Args:
-        As of `soft_align`, without a.
+        As of `soft_align`, without a; dropout is one number, of β's weights.
 
     Returns:
         beta (*batch, m, d_b).
@@ -30,6 +30,8 @@ def soft_align_one_way(
     Raises:
         TypeError, ValueError, BackendUnavailable: as in `soft_align`.
     """
+    if not isinstance(dropout, (int, float)) or isinstance(dropout, bool):
+        raise TypeError(f"dropout must be a number, of β's weights, not {dropout!r}")
     column = f_a.detach()[..., :1] if _has_columns(f_a) else f_a
     return soft_align(
         f_a, f_b, column, b, mask_a=mask_a, mask_b=mask_b, lengths_a=lengths_a, lengths_b=lengths_b, scale=scale,

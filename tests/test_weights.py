@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -251,6 +253,12 @@ def test_nested_features_are_refused(call):
 def test_one_way_of_what_has_no_columns(f_a, error, message):
     with pytest.raises(error, match=message):
         soft_align_one_way(f_a, torch.ones(5, 5), torch.ones(5, 5))
+
+
+@pytest.mark.parametrize("dropout", [(0.1, 0.0), "a", True])
+def test_one_way_takes_one_dropout(dropout):
+    with pytest.raises(TypeError, match=rf"^dropout must be a number, of β's weights, not {re.escape(repr(dropout))}$"):
+        soft_align_one_way(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, 3), dropout=dropout)
 
 
 def test_one_way_takes_nested_tensors():
