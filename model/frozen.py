@@ -288,6 +288,7 @@ class FrozenDecomposableAttention(nn.Module):
         Raises:
             OSError: the file can't be read. ValueError: it is not one of `save`'s.
         """
+        Path(path).open("rb").close()  # of a folder safetensors says "No such device"
         try:
             with safetensors.safe_open(path, "pt", device=str(device)) as file:
                 metadata = file.metadata() or {}

@@ -90,3 +90,5 @@ def test_files_that_are_cut_or_absent(tmp_path):
         FrozenDecomposableAttention.load(tmp_path / "cut")
     with pytest.raises(OSError, match="absent"):
         FrozenDecomposableAttention.load(tmp_path / "absent")
+    with pytest.raises(IsADirectoryError, match=f"Is a directory: '{tmp_path}'"):
+        FrozenDecomposableAttention.load(tmp_path)
