@@ -31,6 +31,8 @@ def test_pairs_come_in_order_and_unlabelled_ones_are_counted(tmp_path):
     assert pairs[1].hypothesis == ["x", "y"]
     assert read_snli(path, lower=True).pairs[0].hypothesis == ["it", "is", "big", "."]
     assert len(read_snli(path, limit=1).pairs) == 1
+    with pytest.raises(ValueError, match=r"^limit must be 1 or more, not 0$"):
+        read_snli(path, limit=0)
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,12 @@ def read_snli(path: str | PathLike[str], *, lower: bool = False, limit: int | No
         limit: read no more than so many labelled pairs.
 
     Raises:
+        ValueError: limit is not positive.
         OSError: the file can't be read.
         DataError: a line is malformed, or the file holds no labelled pair.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be 1 or more, not {limit}")
     pairs: list[Pair] = []
     unlabelled = 0
     tokens = tokenizer("whitespace", lower)
