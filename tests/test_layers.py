@@ -97,6 +97,28 @@ def test_masks_that_are_no_tensors(layer, widths, masks):
             layer(*inputs(*widths), **{name: [[1]]})
 
 
+@pytest.mark.parametrize(
+    ("layer", "names"),
+    [
+        (CrossBlock(32, 4), ("x0", "x1")),
+        (BiMultiHeadAttention(32, 32, 16, 4), ("v", "l")),
+        (BidirectionalCrossAttention(dim=32, heads=4, dim_head=8), ("x", "context")),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, torch.nn.Module) else "names",
+)
+def test_sequences_that_are_no_batches(layer, names):
+    """Heads would be split from the wrong dimension."""
+    whole = torch.ones(2, 5, 32)
+    for place, name in enumerate(names):
+        given = [whole, whole]
+        given[place] = torch.ones(5, 32)
+        with pytest.raises(ValueError, match=rf"^{name} must be \(batch, length, width\), not \(5, 32\)$"):
+            layer(*given)
+        given[place] = None
+        with pytest.raises(TypeError, match=rf"^{name} must be a tensor, not NoneType$"):
+            layer(*given)
+
+
 def test_masks_of_esim_that_are_no_tensors():
     a, b = inputs(16, 16)
     for layer in (SoftmaxAttention(), LocalInference()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ...kernels import alignment_weights, soft_align
-from .heads import merge_heads, per_head, split_heads, tokens_only
+from .heads import check_sequences, merge_heads, per_head, split_heads, tokens_only
 from .masks import check_masks
 
 
@@ -68,6 +68,7 @@ class BidirectionalCrossAttention(nn.Module):
         Raises:
             TypeError, ValueError: as of `soft_align`.
         """
+        check_sequences(x=x, context=context)
         check_masks(mask=mask, context_mask=context_mask)
         x, context = self.norm(x), self.context_norm(context)
         qk, v = split_heads(self.to_qk(x), self.heads), split_heads(self.to_v(x), self.heads)

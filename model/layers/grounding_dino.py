@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...kernels import soft_align
-from .heads import merge_heads, per_head, split_heads
+from .heads import check_sequences, merge_heads, per_head, split_heads
 from .masks import check_masks
 
 CLAMP = 50000.0
@@ -68,6 +68,7 @@ class BiMultiHeadAttention(nn.Module):
         Raises:
             TypeError, ValueError: as of `soft_align`.
         """
+        check_sequences(v=v, l=l)
         check_masks(attention_mask_v=attention_mask_v, attention_mask_l=attention_mask_l)
         heads = self.num_heads
         f_v, f_l = split_heads(self.v_proj(v), heads), split_heads(self.l_proj(l), heads)

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ...kernels.checks import check_kind
+
+
+def check_sequences(**sequences: Tensor) -> None:
+    """Raises TypeError or ValueError, by the name that its layer gives it: what is not (batch, length, width)."""
+    for name, x in sequences.items():
+        check_kind(name, x)
+        if x.ndim != 3:
+            raise ValueError(f"{name} must be (batch, length, width), not {tuple(x.shape)}")
+
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(batch, length, heads * width) to (batch, heads, length, width), as a view."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import soft_align
-from .heads import merge_heads, per_head, split_heads
+from .heads import check_sequences, merge_heads, per_head, split_heads
 from .masks import check_masks
 
 
@@ -55,6 +55,7 @@ class CrossBlock(nn.Module):
         """
         if mask is not None and (mask0 is not None or mask1 is not None):
             raise ValueError("give mask, or mask0 and mask1, not both")
+        check_sequences(x0=x0, x1=x1)
         check_masks(mask=mask, mask0=mask0, mask1=mask1)
         if mask is not None and mask.dtype != torch.bool:
             raise TypeError(f"mask must be bool, True for a pair of keypoints, not {mask.dtype}")
