@@ -5,6 +5,7 @@ Values and gradients. A formula takes parameters by the names that the original 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -153,6 +154,9 @@ def test_cross_block_refuses():
         CrossBlock(32, 4)(*inputs(32, 32), BOTH, mask0=MASK_A)
     with pytest.raises(TypeError, match=r"mask must be bool, True for a pair of keypoints, not torch\.float32"):
         CrossBlock(32, 4)(*inputs(32, 32), BOTH.float())
+    wanted = re.escape(f"mask must broadcast to (3, 4, {M}, {N}), (batch, heads, m, n); it is (3, {M}, {N})")
+    with pytest.raises(ValueError, match=f"^{wanted}$"):
+        CrossBlock(32, 4)(*inputs(32, 32), BOTH[:, 0])
 
 
 # bidirectional-cross-attention

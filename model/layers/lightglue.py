@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import soft_align
+from ...kernels.checks import expand
 from .heads import check_sequences, merge_heads, per_head, split_heads
 from .masks import check_masks
 
@@ -51,7 +52,7 @@ class CrossBlock(nn.Module):
 
         Raises:
             TypeError: mask is not bool, or a mask is no tensor; others as of `soft_align`.
-            ValueError: mask was given together with mask0 or mask1; others as of `soft_align`.
+            ValueError: mask was given together with mask0 or mask1, or does not broadcast; others as of `soft_align`.
         """
         if mask is not None and (mask0 is not None or mask1 is not None):
             raise ValueError("give mask, or mask0 and mask1, not both")
@@ -61,6 +62,8 @@ class CrossBlock(nn.Module):
             raise TypeError(f"mask must be bool, True for a pair of keypoints, not {mask.dtype}")
         qk0, qk1 = split_heads(self.to_qk(x0), self.heads), split_heads(self.to_qk(x1), self.heads)
         v0, v1 = split_heads(self.to_v(x0), self.heads), split_heads(self.to_v(x1), self.heads)
+        if mask is not None:
+            expand("mask", mask, (*qk0.shape[:3], qk1.shape[2]), "(batch, heads, m, n)")
         bias = None if mask is None else torch.zeros_like(mask, dtype=qk0.dtype).masked_fill(~mask, -torch.inf)
         found = soft_align(
             qk0, qk1, v0, v1, mask_a=per_head(mask0), mask_b=per_head(mask1), scale=self.scale, bias=bias,
