@@ -75,9 +75,9 @@ def soft_align(
             All four are alike in device and dtype: float32, bfloat16, float16 (both with scores, softmax and
             sums in float32) or float64. Under autocast they are cast as torch's own attention casts them.
         mask_a: (*batch, m) bool, mask_b: (*batch, n) bool; True is a token. Batch dimensions broadcast.
-        lengths_a, lengths_b: (*batch,) integers, which broadcast too: the first so many rows are tokens. A side takes
-            a mask or lengths, not both; lengths let kernels skip work. Values are checked on the CPU; on a GPU, where
-            looking would stall the stream, they are clamped to 0..m.
+        lengths_a, lengths_b: (*batch,) int32 or int64, which broadcast too: the first so many rows are tokens. A side
+            takes a mask or lengths, not both; lengths let kernels skip work. Values are checked on the CPU; on a
+            GPU, where looking would stall the stream, they are clamped to 0..m.
         scale: a factor on the scores: a finite number, or a floating-point tensor that broadcasts to (*batch), one
             for each pair or head, with a gradient: a temperature to be learned. Its values are not looked at.
         bias: broadcastable to (*batch, m, n), in the operands' dtype or float32: added to the scores, with a

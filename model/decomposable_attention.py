@@ -153,7 +153,7 @@ class DecomposableAttention(nn.Module):
                 ids that are masked are packed first, and without gradients a sentence's equal words, padding that
                 nothing masks too, are computed with once.
             masks: for each side (batch, length) bool, True for a token, or None.
-            lengths: for each side (batch,) integers, or None. A side takes a mask or lengths, not both; given
+            lengths: for each side (batch,) int32 or int64, or None. A side takes a mask or lengths, not both; given
                 for either side, they replace padding_idx for both.
 
         Returns:

@@ -46,9 +46,9 @@ class IntraAttention(nn.Module):
     ) -> Tensor:
         """A (batch, m, num_inputs) -> (batch, m, 2 num_inputs); the second half of padding's rows is 0.
 
-        mask (batch, m) bool, True for a token; lengths (batch,) integers; with neither nothing is masked. Distances
-        are counted in tokens, so that padding never matters, wherever it stands. With offsets (sentences + 1,) and
-        max_length the sentences are packed, A (total, num_inputs) -> (total, 2 num_inputs).
+        mask (batch, m) bool, True for a token; lengths (batch,) int32 or int64; with neither nothing is masked.
+        Distances are counted in tokens, so that padding never matters, wherever it stands. With offsets
+        (sentences + 1,) and max_length the sentences are packed, A (total, num_inputs) -> (total, 2 num_inputs).
 
         Raises:
             TypeError, ValueError, coalign.BackendUnavailable: as `coalign.soft_align` does.

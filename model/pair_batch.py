@@ -100,7 +100,7 @@ class PairBatch:
 
         Args:
             masks: for each side (batch, length) bool, True for a token, or None.
-            lengths: for each side (batch,) integers, or None. A side takes a mask or lengths, not both.
+            lengths: for each side (batch,) int32 or int64, or None. A side takes a mask or lengths, not both.
             padding_idx: on a side with neither, the id that is padding, wherever it stands. None: all are tokens.
 
         Raises:
