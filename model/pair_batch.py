@@ -143,6 +143,7 @@ class PairBatch:
 
     @property
     def device(self) -> torch.device:
+        """Where ids and offsets are."""
         return self.ids_a.device
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PairBatch:

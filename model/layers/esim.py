@@ -10,7 +10,9 @@ from .masks import check_masks
 
 
 class SoftmaxAttention(nn.Module):
-    """Equations 11 to 13: e_ij = a_i · b_j, each side aligned to the other. No parameters."""
+    """Chen et al. 2017, "Enhanced LSTM for Natural Language Inference", equations 11 to 13: e_ij = a_i · b_j, and each
+    side aligned to the other. No parameters.
+    """
 
     backend: str | None = None
 
@@ -36,13 +38,17 @@ class SoftmaxAttention(nn.Module):
 
 
 class LocalInference(SoftmaxAttention):
-    """Equations 11 to 15: m_a = [a; ã; a − ã; a ∘ ã], and m_b likewise, each 4 d wide. Arguments as above."""
+    """Equations 11 to 15 of `SoftmaxAttention`'s paper: what it aligns, with what was there. No parameters."""
 
     # fmt: off
     def forward(
         self, premise: Tensor, premise_mask: Tensor | None, hypothesis: Tensor, hypothesis_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         # fmt: on
+        """Arguments and errors as of `SoftmaxAttention.forward` -> m_a (batch, m, 4 d), m_b (batch, n, 4 d).
+
+        m_a = [a; ã; a − ã; a ∘ ã], where ã is what a aligns with, 0 for padding, and m_b likewise.
+        """
         beta, alpha = super().forward(premise, premise_mask, hypothesis, hypothesis_mask)
         return _enhanced(premise, beta), _enhanced(hypothesis, alpha)
 

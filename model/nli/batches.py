@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     labels: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
+        """All of it on a device."""
         lengths_a, lengths_b = (t.to(device) for t in self.lengths)
         return Batch(
             self.premises.to(device), self.hypotheses.to(device), (lengths_a, lengths_b), self.labels.to(device)

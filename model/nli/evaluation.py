@@ -36,6 +36,7 @@ class Evaluation:
     by_length: dict[str, dict[str, float]]
 
     def to_dict(self) -> dict[str, Any]:
+        """The attributes by name, plain data that JSON can hold."""
         return asdict(self)
 
 

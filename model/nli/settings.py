@@ -131,6 +131,7 @@ class Settings:
         return made
 
     def make_optimizer(self, model: DecomposableAttention) -> torch.optim.Optimizer:
+        """The optimiser of the parameters that are trained; Adagrad's sums of squares begin at 0.1."""
         trained = [p for p in model.parameters() if p.requires_grad]
         if self.optimizer == "adagrad":
             return torch.optim.Adagrad(trained, self.learning_rate, initial_accumulator_value=0.1)

@@ -43,6 +43,7 @@ class WordVectors:
 
     @property
     def dimension(self) -> int:
+        """How many numbers a vector has."""
         return self.weight.shape[1]
 
     @property
