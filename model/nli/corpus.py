@@ -33,11 +33,12 @@ class Reading:
     """How texts become tokens and labels become numbers; the defaults are d2l's for SNLI.
 
     Args:
-        columns: what to read. labels: their names, whose places are the numbers. lower: whether to lower-case.
-        tokens: "whitespace", or "words" for raw text.
+        columns: what to read. lower: whether to lower-case. tokens: "whitespace", or "words" for raw text.
+        labels: their names, whose places are the numbers, as they stand in the file. Pairs with another label are
+            an error; "-", "-1", "" and JSON's null say that there is none, where no label is named so.
 
     Raises:
-        ValueError: a label that is named twice, no label, or more than MOST_LABELS.
+        ValueError: a label that is named twice, no label, or more than 256.
     """
 
     columns: Columns = field(default_factory=Columns)
