@@ -94,6 +94,8 @@ def test_what_can_not_be_looked_at():
     ):
         with pytest.raises(ValueError, match=message):
             explain_pair(saved, *texts)
+    with pytest.raises(TypeError, match=r"^the hypothesis must be a text, not list$"):  # as predict_snli takes it
+        explain_pair(saved, "a", ["b"])
     with pytest.raises(ValueError, match="not 10000"):
         explain_pair(made(replace(SMALL, max_tokens=0)), "a " * 10_000, "b")
     with pytest.raises(ValueError, match="one class only"):

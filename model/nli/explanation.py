@@ -48,11 +48,15 @@ def explain_pair(checkpoint: Checkpoint, premise: str, hypothesis: str, *, backe
     """Explain the answer of a trained model to two texts, read as its settings say, on the CPU.
 
     Raises:
+        TypeError: what is no text.
         ValueError: a text without words, or with more than 100 of them left where the settings cut it; a model of one
             class, or one whose scores are not finite.
     """
     if len(checkpoint.labels) < 2:
         raise ValueError("the model has one class only: there is nothing to explain")
+    for name, text in (("premise", premise), ("hypothesis", hypothesis)):
+        if not isinstance(text, str):
+            raise TypeError(f"the {name} must be a text, not {type(text).__name__}")
     reader = PairReader(checkpoint.settings, checkpoint.vocabulary)
     words_a, words_b = reader.words(premise), reader.words(hypothesis)
     for name, words in (("premise", words_a), ("hypothesis", words_b)):
