@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -166,6 +167,36 @@ def test_a_compiler_that_makes_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("COALIGN_CACHE", str(tmp_path))
     with pytest.raises(build.BuildError, match="true ended without an error and without a library"):
         build.build(build.SOURCES)
+
+
+@pytest.mark.parametrize("program", ["site/bin/ninja", "bin/ninja", None], ids=["pip --target", "another venv", "none"])
+def test_ninja_where_python_does_not_look_for_programs(folder, monkeypatch, program):
+    """Its package then says that it is in the folder "", which was taken for a cache that can't be written."""
+    real = build._ninja()
+    site = folder / ("site" if program == "site/bin/ninja" else "lib/python3/site-packages")
+    (site / "ninja").mkdir(parents=True)
+    (site / "ninja/__init__.py").write_text('BIN_DIR = ""\n')
+    if program is not None:
+        (folder / program).parent.mkdir()
+        (folder / program).symlink_to(real)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.delitem(sys.modules, "ninja", raising=False)
+    if program is None:
+        with pytest.raises(build.BuildError, match=r"ninja was not found \(pip install ninja\)"):
+            build._ninja()
+    else:
+        assert Path(build._ninja()).samefile(real)
+    sys.modules.pop("ninja")
+
+
+def test_a_folder_named_ninja_is_no_package(folder, monkeypatch):
+    (folder / "here/ninja").mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(folder / "here")])
+    monkeypatch.delitem(sys.modules, "ninja", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(build.BuildError, match="ninja was not found"):
+        build._ninja()
 
 
 @pytest.mark.parametrize("trouble", [PermissionError("not yours"), OSError("noexec"), RuntimeError("no home")], ids=str)

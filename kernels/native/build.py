@@ -248,10 +248,15 @@ def compiler() -> tuple[str, ...]:
 
 
 def _ninja() -> str:
-    if importlib.util.find_spec("ninja") is not None:
+    """ninja: its package's, in Python's folder of programs or, as pip's --target and .pth files have it, in its own."""
+    found = importlib.util.find_spec("ninja")
+    if found is not None and found.origin is not None:  # a folder of that name is no package
         import ninja
 
-        return str(Path(ninja.BIN_DIR) / "ninja")
+        site = Path(found.origin).parents[1]
+        for folder in (Path(ninja.BIN_DIR), site / "bin", site / "../../../bin"):
+            if path := shutil.which(str(folder / "ninja")):
+                return path
     if path := shutil.which("ninja"):
         return path
     raise BuildError("ninja was not found (pip install ninja)")
