@@ -102,6 +102,26 @@ def test_the_compiler_may_be_a_command(folder, monkeypatch):
     assert (folder / "launched").read_text() == "x\n" * 2  # it compiles and links
 
 
+@pytest.mark.parametrize("command", ["./counting c++", "./its/counting c++", "c++"], ids=["here", "below", "path"])
+def test_the_compiler_may_be_named_from_the_folder_that_python_is_in(folder, monkeypatch, command):
+    """ninja runs it in another."""
+    (folder / "its").symlink_to(folder)
+    (folder / "c++").symlink_to(folder / "counting c++")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PATH", os.pathsep.join([".", os.environ["PATH"]]))
+    monkeypatch.setenv("CXX", command)
+    assert built(folder).exists()
+    assert runs(folder) == 1
+
+
+def test_the_compilers_path_may_hold_what_no_command_line_may(folder, monkeypatch):
+    (folder / "it's").mkdir()
+    (folder / "it's/c++").symlink_to(folder / "counting c++")
+    monkeypatch.setenv("CXX", f"{folder}/it's/c++")
+    assert built(folder).exists()
+    assert runs(folder) == 1
+
+
 def test_whoever_waits_for_another_build_says_so(folder, capsys):
     fcntl = pytest.importorskip("fcntl")
     (folder / "cache").mkdir(parents=True, exist_ok=True)

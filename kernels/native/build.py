@@ -238,13 +238,21 @@ def compiler() -> tuple[str, ...]:
     """The C++ compiler: CXX, a path or a command, or the first that is found."""
     if sys.platform == "win32":
         raise BuildError("the C++ kernels need GCC's or Clang's vector extension, which Windows' compiler lacks")
-    chosen = os.environ.get("CXX")
-    for command in ((chosen,), _words("CXX")) if chosen else (("c++",), ("g++",), ("clang++",)):
-        if command and (path := shutil.which(command[0])):
+    chosen = os.environ.get("CXX", "")
+    if path := which(chosen):  # with any characters in it
+        return (path,)
+    for command in (_words("CXX"),) if chosen else (["c++"], ["g++"], ["clang++"]):
+        if command and (path := which(command[0])):
             return path, *command[1:]
     if chosen:
         raise BuildError(f"the C++ compiler {chosen!r}, which CXX names, was not found")
     raise BuildError("no C++ compiler was found (c++, g++ or clang++; set CXX for another)")
+
+
+def which(command: str) -> str | None:
+    """Where a command is, from the root on: ninja runs it in another folder."""
+    path = shutil.which(command)
+    return None if path is None else os.path.abspath(path)
 
 
 def _ninja() -> str:

@@ -6,7 +6,6 @@ Environment: COALIGN_CACHE (folder), CUDA_HOME (the toolkit, where nvcc is not o
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ def nvcc() -> str:
     if sys.platform == "win32":
         raise build.BuildError("the CUDA kernels have not been built on Windows yet")
     home = os.environ.get("CUDA_HOME")
-    found = shutil.which(str(Path(home) / "bin/nvcc") if home else "nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    found = build.which(str(Path(home) / "bin/nvcc") if home else "nvcc") or build.which("/usr/local/cuda/bin/nvcc")
     if found is None:
         raise build.BuildError("nvcc was not found (install NVIDIA's CUDA toolkit, or set CUDA_HOME)")
     return found
