@@ -122,6 +122,12 @@ def test_the_compilers_path_may_hold_what_no_command_line_may(folder, monkeypatc
     assert runs(folder) == 1
 
 
+def test_a_compilers_version_in_any_encoding(folder):
+    compiler = folder / "counting c++"
+    compiler.write_bytes(compiler.read_bytes().replace(b"\n", b"\n[ $1 != --version ] || exec echo g\xfcltig\n", 1))
+    assert built(folder).exists()
+
+
 def test_whoever_waits_for_another_build_says_so(folder, capsys):
     fcntl = pytest.importorskip("fcntl")
     (folder / "cache").mkdir(parents=True, exist_ok=True)

@@ -183,7 +183,8 @@ def _digest_file(library: Path) -> Path:
 
 def _key(root: Path, sources: tuple[str, ...], tools: Toolchain) -> str:
     found = hashlib.sha256()
-    version = subprocess.run([*tools.compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    asked = [*tools.compiler, "--version"]
+    version = subprocess.run(asked, capture_output=True, text=True, errors="replace", check=False).stdout
     for part in (
         torch.__version__,
         *tools.compiler,
