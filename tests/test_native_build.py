@@ -155,6 +155,16 @@ def test_an_error_in_a_source_is_the_compilers_own_and_is_not_kept(folder):
     assert built(folder).exists()
 
 
+def test_the_first_line_of_what_failed_is_the_error_not_the_command(folder, monkeypatch):
+    monkeypatch.setenv("COALIGN_NATIVE_FLAGS", "-O0 -Werror -DNO_error=1")
+    write(folder, "coalign_test_build", answer="nonesuch")
+    with pytest.raises(build.BuildError) as failed:
+        built(folder)
+    first = str(failed.value).splitlines()[0]
+    assert "nonesuch" in first
+    assert "-Werror" not in first
+
+
 def test_a_cache_that_cannot_be_written_is_named(folder, monkeypatch):
     (folder / "file").touch()
     monkeypatch.setenv("COALIGN_CACHE", str(folder / "file/cache"))

@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -157,7 +158,8 @@ def _build(root: Path, sources: tuple[str, ...], tools: Toolchain, finished: Pat
         made = subprocess.run([_ninja(), "-C", name], capture_output=True, text=True, errors="replace", check=False)
         if made.returncode != 0:
             lines = (made.stdout + made.stderr).splitlines()
-            first = next((line for line in lines if "error" in line), f"exit status {made.returncode}")
+            told = (line for line in lines if re.search(r"\berror *:", line))  # not the command, which has its -Werror
+            first = next(told, f"exit status {made.returncode}")
             raise BuildError("\n".join([f"{' '.join(tools.compiler)} failed: {first}", *lines[-40:]]))
         if not (folder / "library.so").exists():
             raise BuildError(f"{' '.join(tools.compiler)} ended without an error and without a library")
