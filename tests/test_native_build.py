@@ -274,6 +274,45 @@ def test_a_killed_build_leaves_nothing_that_is_believed(folder):
     assert not list(folder.glob("cache/build-*"))
 
 
+def test_whoever_forks_during_a_build_waits_for_it_and_for_nothing_else(tmp_path):
+    """Neither the child of a thread's build, nor, as long as that child lives, other processes."""
+    code = """
+        import fcntl, os, sys, threading
+        from pathlib import Path
+        from coalign.kernels.native import build
+
+        cache, begun, forked = Path(sys.argv[1]), threading.Event(), threading.Event()
+
+        def slow():
+            with build._alone(cache):
+                begun.set()
+                forked.wait()
+            raise OSError("built nothing")
+
+        extension = build.Extension("C++ extension", slow)
+        builds = threading.Thread(target=extension.reason)
+        builds.start()
+        begun.wait()
+        ends, end = os.pipe()
+        child = os.fork()
+        if child == 0:
+            extension._build = lambda: cache / "none.so"
+            extension.reason()
+            os.read(ends, 1)
+            os._exit(0)
+        forked.set()
+        builds.join()
+        with (cache / "lock").open() as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(end, b"x")
+        raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    pytest.importorskip("fcntl")
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 CALL = """
     import warnings, torch, coalign
     from coalign.kernels import dispatch

@@ -68,9 +68,14 @@ class Extension:
 
     def __init__(self, name: str, build: Callable[[], Path]):
         self._name, self._build = name, build
-        self._lock = threading.Lock()
+        self._renew_lock()
+        if hasattr(os, "register_at_fork"):  # in a child nobody would free what another thread held
+            os.register_at_fork(after_in_child=self._renew_lock)
         self.library: Path | None = None  # once it is loaded
         self._failure: str | None = None
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
 
     def reason(self) -> str | None:
         """Why the library can't be had, or None once it is loaded. The first failure is also a warning."""
@@ -294,4 +299,7 @@ def _alone(cache: Path) -> Iterator[None]:
         except BlockingIOError:
             print(f"coalign: waiting for another process that builds into {cache}", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # not by closing it alone: children forked meanwhile hold it too
