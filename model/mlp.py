@@ -176,7 +176,7 @@ class _Fused(torch.autograd.Function):
         needed = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled():  # create_graph=True: the gradient needs a gradient of its own
             return (*_differentiable_backward((x, x2, w1, b1, w2, b2), p, seed, grads[0], needed), None, None)
-        x, x2, w1, w2 = _contiguous((x, x2, w1, w2))
+        x, x2, w1, w2, y, hidden = _contiguous((x, x2, w1, w2, y, hidden))  # hooks may lay them out otherwise
         found = native.backward(grads[0].contiguous(), y, hidden, x, x2, w1, w2, p, seed, needed[0], needed[1])
         return (*(t if n else None for t, n in zip(found, needed, strict=True)), None, None)
 

@@ -251,6 +251,20 @@ def test_recomputed_activations_are_the_same(dtype, reentrant):
         torch.testing.assert_close(of(x), recorded, rtol=2e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-2)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_saved_activations_that_come_back_otherwise_laid_out(p):
+    of = network(12, 16, p)
+    x = inputs(9, 12, 0)[0]
+
+    def found():
+        torch.manual_seed(1)
+        return gradients(of(x), (x, *parameters(of)))
+
+    expected = found()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.T.contiguous(), lambda t: t.T):
+        assert all(map(torch.equal, found(), expected))
+
+
 def test_gradients_to_be_differentiated_again_where_one_input_is_made_of_the_other():
     of = network(24, 16)
     x = inputs(9, 12, 0)[0].detach().requires_grad_()
