@@ -50,7 +50,9 @@ _is_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda t: False)
 
 def values(t: Tensor) -> Any:
     """A tensor on the CPU as an array to look at, or, where torch.func has wrapped it for a gradient, as what it has
-    wrapped; None where vmap has it stand for several."""
+    wrapped; None where vmap has it stand for several, or a subclass (a fake tensor) for what need not be there."""
+    if type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return None
     if not transforming():
         return t.numpy()
     if _functorch is None:

@@ -13,10 +13,11 @@ from functorch.compile import make_boxed_func
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from coalign import soft_align, soft_align_packed
+from coalign import alignment_weights, dual_softmax, dual_softmax_matches, explain, soft_align, soft_align_packed
 from coalign.testing import BUDGET, Case, Operands, error
 
 RAGGED = Case("ragged", 5, 4, tokens_a=(5, 3), tokens_b=(1, 4), extent_a="lengths", extent_b="lengths")
@@ -227,6 +228,16 @@ def test_dispatch_modes_see_the_operator(backend):
     assert torch.ops.coalign.soft_align_backward.default in seen
     for a, b in zip(plain, watched, strict=True):
         assert torch.equal(a, b)
+
+
+def test_lengths_that_are_fake_have_no_values_to_check():
+    with FakeTensorMode():
+        f_a, f_b, lengths = torch.randn(2, 5, 8), torch.randn(2, 4, 8), torch.tensor([3, 4])
+        given = {"lengths_a": lengths, "lengths_b": lengths}
+        assert alignment_weights(f_a, f_b, **given).p.shape == (2, 5, 4)
+        assert dual_softmax(f_a, f_b, **given).shape == (2, 5, 4)
+        assert dual_softmax_matches(f_a, f_b, **given).partner.shape == (2, 5)
+        assert "reference" in explain(f_a, f_b, f_a, f_b, **given)
 
 
 @pytest.mark.parametrize("option", ["scale", "clamp"])
