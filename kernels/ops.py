@@ -159,7 +159,7 @@ def gradient(
         return _differentiable_backward(operands, arrived, needed)
     bias = operands[6]
     bias_grad = bias is not None and needed[6]
-    if not torch.compiler.is_compiling() and transforms.batched(arrived):
+    if not torch.compiler.is_compiling() and (transforms.batched(arrived) or transforms.forward_mode()):
         a, b, _, rule, _ = sides(*operands)
         found = reference.backward(a, b, bias, rule, outputs, arrived, bias_grad)
     else:

@@ -157,7 +157,8 @@ class _Plain(torch.autograd.Function):
         saved = ctx.saved_tensors
         f_a, f_b, a, b, extent_a, extent_b, *outputs = saved
         both = dbeta is not None and dalpha is not None
-        if both and not torch.is_grad_enabled() and ops.unobserved((*saved, dbeta, dalpha)):
+        plain = not torch.is_grad_enabled() and not transforms.forward_mode()
+        if both and plain and ops.unobserved((*saved, dbeta, dalpha)):
             extents = (extent_a, extent_b, *ctx.lengths) if ctx.lengths else ()
             return None, None, *ctx.backend.plain_backward(f_a, f_b, a, b, *outputs, dbeta, dalpha, *extents)
         length_a, length_b = ctx.lengths or (f_a.shape[-2], f_b.shape[-2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from coalign import soft_align, soft_align_packed
 from coalign.testing import Case
@@ -90,6 +91,24 @@ def test_several_gradients_at_once(options, again):
     for k in range(3):
         for one, other in zip(torch.autograd.grad(call(), leaves, arriving[k]), found, strict=True):
             assert torch.allclose(one, other[k], atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"return_lse": True}, {"lengths_a": torch.tensor([3, 1])}], ids=str)
+@pytest.mark.parametrize("again", [False, True], ids=["first call", "second call"])
+def test_tangents_of_what_arrives(options, again):
+    """The gradient is linear in what arrives: its tangent is the gradient of the tangent."""
+    leaves = [torch.randn(2, n, 3).requires_grad_() for n in (4, 5, 4, 5)]
+    if again:
+        soft_align(*leaves, **options, backend=None)
+    found = soft_align(*leaves, **options, backend=None)[:2]
+    arriving, tangents = ([torch.randn_like(t) for t in found] for _ in range(2))
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(t, tangent) for t, tangent in zip(arriving, tangents, strict=True)]
+        pushed = [
+            forward_ad.unpack_dual(t).tangent for t in torch.autograd.grad(found, leaves, duals, retain_graph=True)
+        ]
+    for one, other in zip(torch.autograd.grad(found, leaves, tangents), pushed, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
