@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..kernels.dispatch import requested
 from ..kernels.native import mlp as native
 from ..kernels.ops import unobserved
-from ..kernels.transforms import forward_mode
+from ..kernels.transforms import forward_mode, transforming
 
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 
@@ -41,7 +41,17 @@ class HashedDropout(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return HashedDropout.apply(grads[0], *ctx.drawn), None, None, None
+        return hashed_dropout(grads[0], *ctx.drawn), None, None, None
+
+
+def hashed_dropout(x: Tensor, p: float, seed: int, layer: int) -> Tensor:
+    """`HashedDropout`, also of what torch.func or a tangent stands for: products are known to them, Functions not."""
+    if p == 0:
+        return x
+    if transforming() or forward_mode():
+        return x * native.dropout(torch.ones(x.shape, dtype=x.dtype, device="cpu"), p, seed, layer)
+    dropped: Tensor = HashedDropout.apply(x, p, seed, layer)
+    return dropped
 
 
 def draw_seed() -> int:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels.native import mlp as native
-from .dropout import Dropout, HashedDropout, draw_seed, on_native
+from ..kernels.transforms import forward_mode, transforming
+from .dropout import Dropout, draw_seed, hashed_dropout, on_native
 
 
 def mlp(num_inputs: int, num_hiddens: int, *, flatten: bool, dropout: float = 0.2) -> FeedForward:
@@ -176,9 +177,26 @@ class _Fused(torch.autograd.Function):
         needed = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled():  # create_graph=True: the gradient needs a gradient of its own
             return (*_differentiable_backward((x, x2, w1, b1, w2, b2), p, seed, grads[0], needed), None, None)
+        if transforming() or forward_mode():  # what arrives is several gradients at once, or has tangents
+            plain = _plain_backward((x, x2, w1, w2), y, hidden, p, seed, grads[0])
+            return (*(t if n else None for t, n in zip(plain, needed, strict=True)), None, None)
         x, x2, w1, w2, y, hidden = _contiguous((x, x2, w1, w2, y, hidden))  # hooks may lay them out otherwise
         found = native.backward(grads[0].contiguous(), y, hidden, x, x2, w1, w2, p, seed, needed[0], needed[1])
         return (*(t if n else None for t, n in zip(found, needed, strict=True)), None, None)
+
+
+def _plain_backward(
+    operands: tuple[Tensor, Tensor | None, Tensor, Tensor], y: Tensor, hidden: Tensor, p: float, seed: int, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The same gradient from PyTorch's operators, for what transforms what arrives."""
+    x, x2, w1, w2 = operands
+    joined = hashed_dropout((x if x2 is None else torch.cat([x, x2], dim=-1)).float(), p, seed, native.FIRST)
+    dz2 = grad.float() * (y > 0)
+    dz1 = hashed_dropout(dz2 @ w2.to(x.dtype).float(), p, seed, native.SECOND) * (hidden > 0)
+    dx = hashed_dropout(dz1 @ w1.to(x.dtype).float(), p, seed, native.FIRST).to(x.dtype)
+    width = x.shape[1]
+    dx2 = None if x2 is None else dx[:, width:].to(x2.dtype)
+    return dx[:, :width], dx2, dz1.mT @ joined, dz1.sum(0), dz2.mT @ hidden.float(), dz2.sum(0)
 
 
 def _differentiable_backward(
@@ -201,11 +219,7 @@ def layer_by_layer(
     x: Tensor, x2: Tensor | None, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, p: float, seed: int
 ) -> Tensor:
     """What the fused kernel computes, in PyTorch's operators, dropout with the seed's numbers."""
-
-    def drop(t: Tensor, layer: int) -> Tensor:
-        return t if p == 0 else HashedDropout.apply(t, p, seed, layer)
-
     joined = x if x2 is None else torch.cat([x, x2], dim=-1)
     w1, b1, w2, b2 = (t.to(joined.dtype) for t in (w1, b1, w2, b2))
-    hidden = drop(torch.relu(F.linear(drop(joined, native.FIRST), w1, b1)), native.SECOND)
-    return torch.relu(F.linear(hidden, w2, b2))
+    hidden = torch.relu(F.linear(hashed_dropout(joined, p, seed, native.FIRST), w1, b1))
+    return torch.relu(F.linear(hashed_dropout(hidden, p, seed, native.SECOND), w2, b2))

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
+from coalign.model.mlp import mlp
 from test_inference import PAIRS, model
 from torch import nn
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
@@ -218,6 +219,29 @@ def test_gradients_of_each_pair():
     scores = functional_call(of, dict(zip(parameters, leaves, strict=True)), (PAIRS,))
     for one, other in zip(torch.autograd.grad(scores.square().sum(), leaves), whole.values(), strict=True):
         assert (one - other).norm() <= 1e-5 * other.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_what_arrives_may_be_several_and_have_tangents(p, dtype):
+    """A network's gradient is linear in what arrives: its tangent is what the tangent's own gradient is."""
+    network = mlp(14, 12, flatten=False, dropout=p).to(dtype)
+    inputs = [torch.randn(9, width, dtype=dtype, requires_grad=True) for width in (8, 6)]
+    y, leaves = network(*inputs), [*inputs, *network.parameters()]
+    arriving = torch.randn(3, *y.shape, dtype=dtype)
+
+    def gradients(arrived):
+        return torch.autograd.grad(y, leaves, arrived, retain_graph=True)
+
+    expected = [gradients(arrived) for arrived in arriving]
+    _, pushed = jvp(gradients, (arriving[0],), (arriving[1],))
+    with forward_ad.dual_level():
+        duals = gradients(forward_ad.make_dual(arriving[0], arriving[1]))
+        tangents = [forward_ad.unpack_dual(t).tangent for t in duals]
+    for k, mapped in enumerate(vmap(gradients)(arriving)):
+        assert torch.allclose(mapped, torch.stack([one[k] for one in expected]), rtol=1e-4, atol=1e-5)
+        assert torch.allclose(pushed[k], expected[1][k], rtol=1e-4, atol=1e-5)
+        assert torch.allclose(tangents[k], expected[1][k], rtol=1e-4, atol=1e-5)
 
 
 def halved(module, inputs):
