@@ -37,7 +37,7 @@ class HashedDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float, seed: int, layer: int) -> Tensor:
         ctx.drawn = p, seed, layer
-        return native.dropout(x.contiguous(), p, seed, layer)
+        return native.dropout(x, p, seed, layer)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

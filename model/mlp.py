@@ -181,7 +181,7 @@ class _Fused(torch.autograd.Function):
             plain = _plain_backward((x, x2, w1, w2), y, hidden, p, seed, grads[0])
             return (*(t if n else None for t, n in zip(plain, needed, strict=True)), None, None)
         x, x2, w1, w2, y, hidden = _contiguous((x, x2, w1, w2, y, hidden))  # hooks may lay them out otherwise
-        found = native.backward(grads[0].contiguous(), y, hidden, x, x2, w1, w2, p, seed, needed[0], needed[1])
+        found = native.backward(grads[0], y, hidden, x, x2, w1, w2, p, seed, needed[0], needed[1])
         return (*(t if n else None for t, n in zip(found, needed, strict=True)), None, None)
 
 

@@ -111,6 +111,16 @@ def test_tangents_of_what_arrives(options, again):
         assert torch.allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"scale": 0.5}, {"lengths_a": torch.tensor([3, 1])}], ids=str)
+def test_zeros_that_have_no_memory_arrive(options):
+    """PyTorch lays them out, with strides of 0, when an operator reads them."""
+    leaves = [torch.randn(2, n, 3).requires_grad_() for n in (40, 50, 40, 50)]
+    found = soft_align(*leaves, **options, backend=None)[:2]
+    zeros = [torch._efficientzerotensor(t.shape) for t in found]
+    for t in torch.autograd.grad(found, leaves, zeros):
+        assert torch.equal(t, torch.zeros_like(t))
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
 def test_second_derivatives_where_a_side_has_nothing(shape):
     m, n = shape

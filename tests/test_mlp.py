@@ -261,8 +261,17 @@ def test_saved_activations_that_come_back_otherwise_laid_out(p):
         return gradients(of(x), (x, *parameters(of)))
 
     expected = found()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.T.contiguous(), lambda t: t.T):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.t().contiguous(), lambda t: t.t()):
         assert all(map(torch.equal, found(), expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)  # one kernel, or layer by layer
+def test_zeros_that_have_no_memory_arrive(dtype):
+    of = network(12, 16, 0.5).to(dtype)
+    x = inputs(90, 12, 0)[0].detach().to(dtype).requires_grad_()
+    y = of(x)
+    for t in torch.autograd.grad(y, (x, *parameters(of)), torch._efficientzerotensor(y.shape, dtype=dtype)):
+        assert torch.equal(t, torch.zeros_like(t))
 
 
 def test_gradients_to_be_differentiated_again_where_one_input_is_made_of_the_other():

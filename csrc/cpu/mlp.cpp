@@ -65,6 +65,7 @@ std::tuple<Tensor, Tensor> mlp(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_backward(
     Tensor dy, Tensor y, Tensor hidden, Tensor x, Maybe x2, Tensor w1, Tensor w2, double p, int64_t seed, bool want_x,
     bool want_x2) {
+  dy = torch::stable::contiguous(dy);
   const MlpSizes sizes = sizes_of(x, x2, w1, w2);
   const int64_t rows = x.size(0), in = sizes.in(), h = sizes.hidden, out = sizes.out;
   const Tensor dx = torch::stable::new_empty(x, {want_x ? rows : 0, sizes.x});
@@ -119,6 +120,7 @@ auto with_numbers(const Tensor& t, F&& f) {
 }
 
 Tensor dropout(Tensor x, double p, int64_t seed, int64_t layer) {
+  x = torch::stable::contiguous(x);
   const Tensor out = torch::stable::empty_like(x);
   const Dropout drop(p, seed, static_cast<uint32_t>(layer));
   with_numbers(x, [&](auto s) {

@@ -288,6 +288,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     Tensor f_a, Tensor f_b, Tensor a, Tensor b, Maybe extent_a, Maybe extent_b, Maybe bias, double scale,
     std::optional<double> clamp, double dropout_a, double dropout_b, Maybe seed, Tensor beta,
     Tensor alpha, Tensor lse_a, Tensor lse_b, Tensor dbeta, Tensor dalpha, Maybe dlse_a, Maybe dlse_b, Maybe dbias) {
+  // here and not by the caller, who may hold what has no memory before it arrives: PyTorch's zeros of no storage
+  for (Tensor* t : {&beta, &alpha, &lse_a, &lse_b, &dbeta, &dalpha}) *t = torch::stable::contiguous(*t);
+  for (Maybe* t : {&extent_a, &extent_b, &dlse_a, &dlse_b}) {
+    if (t->has_value()) *t = torch::stable::contiguous(**t);
+  }
   const int64_t rows_a = f_a.size(f_a.dim() - 2), rows_b = f_b.size(f_b.dim() - 2);
   STD_TORCH_CHECK(  // no version counter sees what others, NumPy for one, write into memory that they share
       extents_fit(extent_a, extent_b, f_a.dim() == 2, rows_a, rows_b, rows_a, rows_b),
@@ -341,11 +346,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
 std::tuple<Tensor, Tensor, Tensor, Tensor> plain_backward(
     Tensor f_a, Tensor f_b, Tensor a, Tensor b, Tensor beta, Tensor alpha, Tensor lse_a, Tensor lse_b, Tensor dbeta,
     Tensor dalpha, Maybe extent_a, Maybe extent_b) {
-  using torch::stable::contiguous;
-  auto adjacent = [](const Maybe& t) { return t.has_value() ? Maybe(contiguous(*t)) : t; };
   return backward(
-      f_a, f_b, a, b, adjacent(extent_a), adjacent(extent_b), {}, 1.0, {}, 0, 0, {}, contiguous(beta),
-      contiguous(alpha), contiguous(lse_a), contiguous(lse_b), contiguous(dbeta), contiguous(dalpha), {}, {}, {});
+      f_a, f_b, a, b, extent_a, extent_b, {}, 1.0, {}, 0, 0, {}, beta, alpha, lse_a, lse_b, dbeta, dalpha, {}, {}, {});
 }
 
 }  // namespace

@@ -51,11 +51,7 @@ def backward(
     if a.f.is_cuda:
         return cuda.backward(a, b, bias, rule, saved, grads, bias_grad)
     dbias = bias.new_zeros(bias.shape, dtype=saved.lse_a.dtype) if bias is not None and bias_grad else None
-    saved = Alignment(*(t.contiguous() for t in saved))
-    arrived = (t if t is None else t.contiguous() for t in grads)
-    df_a, df_b, da, db = torch.ops.coalign_native.backward.default(
-        *_operands(a, b, bias, rule), *saved, *arrived, dbias
-    )
+    df_a, df_b, da, db = torch.ops.coalign_native.backward.default(*_operands(a, b, bias, rule), *saved, *grads, dbias)
     return OperandGrads(df_a, df_b, da, db, dbias)
 
 
