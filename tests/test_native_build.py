@@ -309,7 +309,7 @@ def test_whoever_forks_during_a_build_waits_for_it_and_for_nothing_else(tmp_path
     """
     pytest.importorskip("fcntl")
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
