@@ -1,10 +1,11 @@
-"""What a GPU has and what PyTorch's switches allow there: what the backends for GPUs decide from."""
+"""What the backends for GPUs share: what a GPU has, what PyTorch allows there, and tensors as kernels read them."""
 
 from __future__ import annotations
 
 from functools import cache
 
 import torch
+from torch import Tensor
 
 
 def tf32_allowed() -> bool:
@@ -39,3 +40,11 @@ def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that one block may use."""
     properties = torch.cuda.get_device_properties(device)
     return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
+
+
+def in_memory(t: Tensor) -> Tensor:
+    """The tensor as its memory has to hold it: signs turned that PyTorch turns lazily (`z.conj().imag`), and zeros laid
+    out that it keeps without memory."""
+    if t.is_neg():
+        return t.resolve_neg()
+    return torch.zeros(t.shape, dtype=t.dtype, device=t.device) if t._is_zerotensor() else t

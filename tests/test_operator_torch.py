@@ -345,6 +345,24 @@ def test_lazily_negated_tensors(biased, backend):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("arrive", [False, True], ids=["operands", "gradients"])
+@pytest.mark.parametrize("options", [{}, {"scale": 0.5}, {"bias": True}], ids=str)
+def test_zeros_that_have_no_memory(options, arrive, backend):
+    """PyTorch lays them out, with strides of 0, when an operator of its own reads them; kernels are given addresses."""
+    leaves = [torch.randn(2, n, 3, device=backend.device, requires_grad=True) for n in (40, 50, 40, 50)]
+    zeros = [torch._efficientzerotensor(t.shape, device=backend.device) for t in leaves]
+    if "bias" in options:
+        options = {"bias": torch._efficientzerotensor((2, 40, 50), device=backend.device)}
+    given = leaves if arrive else [leaves[0], zeros[1], *leaves[2:]]
+    beta, alpha = soft_align(*given, **options, backend=backend.name)
+    if arrive:
+        for t in torch.autograd.grad((beta, alpha), leaves, zeros[2:]):
+            assert torch.equal(t, torch.zeros_like(t))
+    else:
+        for found, values in ((beta, leaves[3]), (alpha, leaves[2])):
+            assert torch.allclose(found, values.mean(1, keepdim=True).expand_as(found), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("offsets_a", "offsets_b", "said"),
     [

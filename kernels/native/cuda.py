@@ -83,7 +83,7 @@ def backward_on(
 ) -> OperandGrads:
     dbias = bias.new_zeros(bias.shape, dtype=torch.float32) if bias is not None and bias_grad else None
     saved = Alignment(*(t.contiguous() for t in saved))
-    arrived = (t if t is None else t.contiguous() for t in grads)
+    arrived = (t if t is None else gpu.in_memory(t).contiguous() for t in grads)
     df_a, df_b, da, db = torch.ops.coalign_cuda.backward.default(
         *_operands(machine, a, b, bias, rule), *saved, *arrived, dbias
     )
@@ -93,6 +93,7 @@ def backward_on(
 def _operands(machine: Machine, a: Side, b: Side, bias: Tensor | None, rule: Rule) -> tuple[Any, ...]:
     tensors = (_rows(t) for t in (a.f, b.f, a.x, b.x))
     extents = (t if t is None else t.contiguous() for t in (a.extent, b.extent))
+    bias = bias if bias is None else gpu.in_memory(bias)
     return (
         *(*tensors, *extents, _KINDS[a.kind], _KINDS[b.kind], a.length, b.length, a.pairs, bias, *rule),
         *(int(machine.tensor_cores), machine.shared, machine.stream),
@@ -101,6 +102,7 @@ def _operands(machine: Machine, a: Side, b: Side, bias: Tensor | None, rule: Rul
 
 def _rows(t: Tensor) -> Tensor:
     """The kernels read rows of adjacent numbers, as far apart as may be."""
+    t = gpu.in_memory(t)
     return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
 
 

@@ -51,9 +51,7 @@ def unsupported_on(device: torch.device, dtype: torch.dtype) -> list[str]:
 def forward(a: Side, b: Side, bias: Tensor | None, rule: Rule) -> Alignment:
     launch, prepared = _launcher()
     tf32 = gpu.tf32_allowed()
-    a, b, bias = _positive_side(a), _positive_side(b), _positive(bias)
-    if a.f.ndim == 2:
-        a, b = launch.within_rows(a), launch.within_rows(b)
+    a, b, bias = _in_memory(a), _in_memory(b), bias if bias is None else gpu.in_memory(bias)
     found: Alignment = launch.room_forward(a, b)
     with on_device(a.f):
         prepared.launch(
@@ -69,12 +67,11 @@ def backward(
 ) -> OperandGrads:
     launch, prepared = _launcher()
     tf32 = gpu.tf32_allowed()
-    a, b, bias = _positive_side(a), _positive_side(b), _positive(bias)
-    if a.f.ndim == 2:
-        a, b = launch.within_rows(a), launch.within_rows(b)
+    a, b, bias = _in_memory(a), _in_memory(b), bias if bias is None else gpu.in_memory(bias)
     saved = Alignment(*(t.contiguous() for t in saved))
-    dlse_a, dlse_b = (g if g is None else _positive(g).contiguous() for g in (grads.lse_a, grads.lse_b))
-    grads = AlignmentGrads(_positive(grads.beta).contiguous(), _positive(grads.alpha).contiguous(), dlse_a, dlse_b)
+    dbeta, dalpha = (gpu.in_memory(g).contiguous() for g in (grads.beta, grads.alpha))
+    dlse_a, dlse_b = (g if g is None else gpu.in_memory(g).contiguous() for g in (grads.lse_a, grads.lse_b))
+    grads = AlignmentGrads(dbeta, dalpha, dlse_a, dlse_b)
     found, deltas = launch.room_backward(a, b, bias, saved, bias_grad)
     sizes = None if deltas is None else (deltas.a.shape, deltas.b.shape)
     there = tuple(t is None for t in (grads.lse_a, grads.lse_b, found.bias))
@@ -87,13 +84,10 @@ def backward(
     return found
 
 
-def _positive(t: Tensor | None) -> Any:
-    """The tensor as kernels read it: in the memory of a lazily negated one (`z.conj().imag`) signs are turned."""
-    return t.resolve_neg() if t is not None and t.is_neg() else t
-
-
-def _positive_side(side: Side) -> Side:
-    return side._replace(f=_positive(side.f), x=_positive(side.x)) if side.f.is_neg() or side.x.is_neg() else side
+def _in_memory(side: Side) -> Side:
+    f, x = gpu.in_memory(side.f), gpu.in_memory(side.x)
+    side = side if f is side.f and x is side.x else side._replace(f=f, x=x)  # a copy takes longer than all of this
+    return side if side.f.ndim > 2 else _launcher()[0].within_rows(side)
 
 
 # The same for operands without options (see quick.py), on a GPU, where nobody looks at the values of extents.
