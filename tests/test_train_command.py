@@ -168,6 +168,17 @@ def test_evaluation_is_by_the_backend_and_in_the_batches_asked_for(tmp_path, dat
     assert "Triton runs on GPU tensors" in refused.stderr
 
 
+def test_of_how_many_words_there_are_vectors(tmp_path):
+    """<unk> and <pad>, which no file has, are none of them."""
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("premise\thypothesis\tlabel\na man\tman runs\tneutral\n")
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("man 3 0 0 0 0 0 0 4\nzebra 1 0 0 0 0 0 0 0\nruns 1 0 0 0 0 0 0 1\n")
+    done = run("train", pairs, "--out", tmp_path / "run", *SMALL, "--epochs=1", f"--vectors={vectors}")
+    assert done.exit_code == 0, done.output
+    assert "66.7% of 3 words have a vector" in done.stdout
+
+
 @pytest.mark.parametrize("tokens", [50, 0], ids=["cut", "whole"])
 def test_long_and_empty_sentences_are_trained_on_and_evaluated(tmp_path, data, tokens):
     """A line of 1 MB, a sentence of 10,000 tokens, pairs with nothing on one side or both."""

@@ -212,7 +212,8 @@ def _read(source: str, reading: Reading) -> Corpus:
 
 def _vectors(source: str, vocabulary: Vocabulary, settings: Settings) -> Tensor:
     found = load_word_vectors(source, vocabulary)
-    _note(f"{found.coverage:.1%} of {len(vocabulary)} words have a vector in {source}")
+    # of those that coverage is a share of: files have no <unk> and no <pad>
+    _note(f"{found.coverage:.1%} of {len(vocabulary) - 2} words have a vector in {source}")
     return found.embedding(vocabulary, missing=settings.missing, normalize=settings.normalize, seed=settings.seed)
 
 
