@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..kernels import autocast
 from ..kernels.ops import unobserved
+from ..kernels.transforms import overriding
 from . import inference, plain
 from .aggregate import Aggregate
 from .as_made import exchanged, is_as_made
@@ -195,7 +196,7 @@ class DecomposableAttention(nn.Module):
     def _is_observed(self, ids: Tensor) -> bool:
         """Whether somebody looks at what is inside, or has put something else there: it may look at a word's
         neighbours, which in a packed batch are another sentence's."""
-        if exchanged(self) is not None or not unobserved((ids, self.embedding.weight)):
+        if exchanged(self) is not None or not unobserved((ids, self.embedding.weight)) or overriding():
             return True
         own = self.intra_attention
         return own is not None and (type(own) is not IntraAttention or are_hooked(own) or not is_as_made(own.f))

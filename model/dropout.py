@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..kernels.dispatch import requested
 from ..kernels.native import mlp as native
 from ..kernels.ops import unobserved
-from ..kernels.transforms import forward_mode, transforming
+from ..kernels.transforms import forward_mode, overriding, transforming
 
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 
@@ -60,11 +60,12 @@ def draw_seed() -> int:
 
 
 def on_native(*tensors: Tensor | None) -> bool:
-    """Whether C++ may compute with these: on the CPU, nothing tracing or differentiating forwards, the reference not
-    asked for."""
+    """Whether C++ may compute with these: on the CPU, nothing tracing, differentiating forwards or changing PyTorch's
+    functions, the reference not asked for."""
     return (
         unobserved(tensors)
         and not forward_mode()
+        and not overriding()
         and all(t is None or t.device.type == "cpu" for t in tensors)
         and requested(None) in (None, "native")
         and native.available()

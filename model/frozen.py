@@ -18,6 +18,7 @@ from ..kernels.dispatch import requested
 from ..kernels.native import cuda_frozen as cuda
 from ..kernels.native import frozen as native
 from ..kernels.ops import unobserved
+from ..kernels.transforms import overriding
 from ..kernels.triton import frozen as triton
 from ..kernels.triton import interprets
 from . import plain
@@ -120,7 +121,7 @@ class FrozenDecomposableAttention(nn.Module):
             raise ValueError("a PairBatch knows its lengths and has no padding: give it no masks or lengths")
         with torch.no_grad():
             table = self.table  # a module looks for its buffers in three dictionaries
-            backend = self._backend(X) if unobserved((table,)) else "reference"
+            backend = self._backend(X) if unobserved((table,)) and not overriding() else "reference"
             if backend == "native" and not table.is_cuda:
                 return self._native(X, masks, lengths)
             if backend != "reference":

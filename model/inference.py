@@ -14,7 +14,7 @@ from torch import Tensor
 from ..kernels.dispatch import requested
 from ..kernels.native import frozen, inference
 from ..kernels.ops import unobserved
-from ..kernels.transforms import forward_mode
+from ..kernels.transforms import forward_mode, overriding
 from .as_made import NETWORKS, exchanged
 from .frozen import check_extents
 from .ids import check_ids
@@ -36,7 +36,9 @@ def scores(model: DecomposableAttention, X: PairBatch) -> Tensor | None:
     inside: dict[str, Any] = model._modules
     if inside.get("intra_attention") is not None or exchanged(model) is not None:
         return None
-    if requested(model.backend) not in (None, frozen.NAME) or torch.is_autocast_enabled("cpu") or forward_mode():
+    if requested(model.backend) not in (None, frozen.NAME) or torch.is_autocast_enabled("cpu"):
+        return None
+    if forward_mode() or overriding():
         return None
     networks = [inside[part]._modules[name] for part, name in NETWORKS]
     if any(dropout.training and dropout.p for network in networks for dropout in network.dropouts()):
