@@ -9,7 +9,7 @@ from torch import nn
 from .aggregate import Aggregate
 from .attend import Attend
 from .compare import Compare
-from .mlp import FeedForward, are_hooked, has_own_parameters
+from .mlp import FeedForward, are_hooked, forwards, has_own_parameters, is_redefined
 
 if TYPE_CHECKING:
     from .decomposable_attention import DecomposableAttention
@@ -22,13 +22,15 @@ _KINDS: dict[str, type[nn.Module]] = {
     "compare": Compare,
     "aggregate": Aggregate,
 }
+_FORWARDS = {name: forwards(kind) for name, kind in _KINDS.items()}
 
 
 def exchanged(model: DecomposableAttention) -> str | None:
-    """The name of a layer that was exchanged, has a hook, or whose weights are no longer its own parameters."""
+    """The name of a layer that was exchanged, has a hook, whose class was given another forward, or whose weights are
+    no longer its own parameters."""
     inside: dict[str, Any] = model._modules  # a module takes ten times as long to find a layer by its attribute
     for name, kind in _KINDS.items():
-        if type(inside.get(name)) is not kind or are_hooked(inside[name]):
+        if type(inside.get(name)) is not kind or are_hooked(inside[name]) or is_redefined(_FORWARDS[name]):
             return name
     embedding, projection = inside["embedding"], inside.get("projection")
     if embedding.max_norm is not None or not has_own_parameters(embedding, "weight"):

@@ -57,12 +57,13 @@ class FeedForward(nn.Sequential):
         return y if input.ndim == 2 else y.reshape(*input.shape[:-1], y.shape[-1])
 
     def is_unchanged(self) -> bool:
-        """Whether the layers are still those that `mlp` made, without hooks, and so are their weights."""
+        """Whether the layers are still those that `mlp` made, without hooks, and so are their weights and classes."""
         kinds = (Dropout, nn.Linear, nn.ReLU, nn.Flatten)[: len(self) // 2]
         layers: list[Any] = list(self._modules.values())
         return (
             [type(layer) for layer in layers] == [*kinds, *kinds]
             and not are_hooked(*layers)
+            and not is_redefined(_CLASSES)
             and all(has_own_parameters(layer, "weight", "bias") for layer in self.linears())
         )
 
@@ -142,6 +143,26 @@ def are_hooked(*layers: nn.Module) -> bool:
             return True
     return False
 
+
+Forwards = tuple[tuple[type[nn.Module], Any], ...]
+
+
+def forwards(*kinds: type[nn.Module]) -> Forwards:
+    """Classes with what their instances compute, to be held against what they compute later."""
+    return tuple((kind, kind.forward) for kind in kinds)
+
+
+def is_redefined(classes: Forwards) -> bool:
+    """Whether one of the classes has been given another forward since, as d2l's add_to_class does."""
+    if torch.compiler.is_compiling():
+        return False
+    for kind, own in classes:  # noqa: SIM110 (quicker than the generator of any(), and each call asks)
+        if kind.forward is not own:
+            return True
+    return False
+
+
+_CLASSES = forwards(Dropout, nn.Linear, nn.ReLU, nn.Flatten)
 
 # Absent from some future PyTorch, it leaves out hooks of all modules, which few have.
 _has_any_global_hook = getattr(nn.modules.module, "_has_any_global_hook", lambda: False)
