@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils._device import DeviceContext
 
 # Absent from some future PyTorch, they take every call to be a transformed one, which is always right.
 _functorch: Any = getattr(torch._C, "_functorch", None)
@@ -72,7 +71,7 @@ def overriding() -> bool:
     """Whether a mode of torch.overrides may put other functions in the place of PyTorch's; one that only says on which
     device tensors are made does not."""
     count = _function_modes()  # usually 0, and asked for in every call
-    return count > 0 and any(type(torch._C._get_function_stack_at(i)) is not DeviceContext for i in range(count))
+    return count > 0 and any(type(torch._C._get_function_stack_at(i)).__name__ != "DeviceContext" for i in range(count))
 
 
 # Absent from some future PyTorch, it leaves out such modes, which few have.
