@@ -60,6 +60,18 @@ def test_lengths_made_apart():
     assert torch.equal(beta.offsets(), f_a.offsets())
 
 
+def test_longest_lengths_that_nobody_has_told():
+    """Tensors of values and offsets alone: the longest sequence is looked for, and of no sequences there is none."""
+    f, a, b = operands()
+    untold = [torch.nested.nested_tensor_from_jagged(t.values(), t.offsets()) for t in (f(a), f(b), a, b)]
+    assert untold[0]._maybe_max_seqlen is None
+    found = soft_align(*untold, return_lse=True)
+    for one, other in zip(found, soft_align(f(a), f(b), a, b, return_lse=True), strict=True):
+        assert torch.equal(one.values(), other.values())
+    none = torch.nested.nested_tensor_from_jagged(torch.zeros(0, 8), torch.tensor([0]))
+    assert len(soft_align(none, none, none, none).beta) == 0
+
+
 def test_nothing_but_empty_sequences():
     a, b = nested([0, 0], 8), nested([3, 0], 8)
     beta, alpha = soft_align(a, b, a, b)
