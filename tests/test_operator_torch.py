@@ -198,6 +198,15 @@ def test_autocast(backend, dtype):
         assert torch.equal(one, other.float())
 
 
+def test_compiled_autocast(backend):
+    """Linear layers give half precision there while other values stay float32: cast alike, as elsewhere."""
+    module, inputs = module_and_inputs(backend)
+    with torch.no_grad(), torch.autocast(backend.device, torch.bfloat16):
+        found, expected = (call(*inputs) for call in (torch.compile(module, backend="eager", fullgraph=True), module))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
 def check_same(module: nn.Module, other, inputs: list[Tensor]) -> None:
     """Both give the same outputs, and the same gradients of the module's parameters."""
     results = []
