@@ -101,9 +101,10 @@ def test_padded_tensors_without_padding_and_masks_with_holes():
     assert whole.ids_a.tolist() == [4, 5, 6, 7, 8, 9]
     assert whole.offsets_b.tolist() == [0, 0, 0]
     mask = torch.tensor([[True, False, True], [False, False, True]])
-    holes = PairBatch.from_padded(ids, ids, masks=(mask, None))
-    assert holes.ids_a.tolist() == [4, 6, 9]
+    holes = PairBatch.from_padded(ids, ids, masks=(mask, None), padding_idx=9)
+    assert holes.ids_a.tolist() == [4, 6, 9], "a side with a mask has no other padding"
     assert holes.lengths_a.tolist() == [2, 1]
+    assert holes.ids_b.tolist() == [4, 5, 6, 7, 8]
 
 
 def test_many_random_sentences_come_back():
