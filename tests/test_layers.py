@@ -144,7 +144,9 @@ LIGHTGLUE = [
 @pytest.mark.parametrize(("arguments", "allowed"), LIGHTGLUE, ids=["no mask", "mask", "two masks", "any mask"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_cross_block(arguments, allowed, bias):
-    agree(with_arguments(CrossBlock(32, 4, bias=bias), **arguments), cross_block(4, allowed), inputs(32, 32))
+    block = CrossBlock(32, 4, bias=bias)
+    assert all((f"{name}.bias" in block.state_dict()) is bias for name in ("to_qk", "to_v", "to_out"))
+    agree(with_arguments(block, **arguments), cross_block(4, allowed), inputs(32, 32))
 
 
 def test_cross_block_refuses():
