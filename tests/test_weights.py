@@ -25,6 +25,8 @@ CASES = [
     RAGGED.but(name="masks", extent_a="mask", extent_b="mask"),
     RAGGED.but(name="one mask", extent_a="mask", tokens_b=None, extent_b="full"),
     Case("no rows", 0, 4),
+    Case("no columns", 5, 0),
+    Case("one column", 5, 1),
 ]
 WITH_CASES = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -93,7 +95,7 @@ def test_matches_are_the_maxima_of_the_matrix(case, chunk):
             index[(*pair, i)], score[(*pair, i)] = j, here[i, j]
     assert torch.equal(found.partner, index)
     assert torch.allclose(found.score, score, rtol=1e-12)
-    if case.m:
+    if case.m and case.n:
         assert (found.partner >= 0).any()
 
 
