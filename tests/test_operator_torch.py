@@ -186,6 +186,8 @@ def test_autocast(backend, dtype):
     with torch.autocast(backend.device, dtype):
         found = soft_align(**leaves, **operands.options, return_lse=True, backend=backend.name)
         attention = nn.functional.scaled_dot_product_attention(*torch.randn(3, 1, 1, 4, 8, device=backend.device))
+        wide = soft_align(*(t.double() for t in leaves.values()), backend="reference")
+    assert wide.beta.dtype == wide.alpha.dtype == torch.float64, "which stays as it is"
     assert found.beta.dtype == found.alpha.dtype == attention.dtype == dtype
     assert found.lse_a.dtype == torch.float32
     by_hand = {name: t.detach().to(dtype).requires_grad_() for name, t in leaves.items()}
