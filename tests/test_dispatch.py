@@ -136,6 +136,11 @@ def test_explain(fake_backends):
         "  forwarder  serves",
         "  reference  could serve",
     ]
+    for given, kinds in (
+        ({"lengths_a": torch.tensor([5, 1])}, "lengths x full"),
+        ({"mask_b": torch.ones(4, dtype=torch.bool)}, "full x mask"),
+    ):
+        assert f" of up to 5 x 4 ({kinds}), " in explain(operands.f_a, operands.f_b, operands.a, operands.b, **given)
     both = explain(**operands.differentiable(), bias=torch.zeros(5, 4)).splitlines()
     assert len(both) == 8
     assert both[4].startswith("backward, 2 pairs")
