@@ -48,6 +48,15 @@ def test_it_is_torchs_module():
         Dropout(1.5)
 
 
+def test_seeds_have_63_bits():
+    """As many as are drawn of fewer are soon the same."""
+    drawn = [draw_seed() for _ in range(100)]
+    assert min(drawn) >= 0
+    assert 2**62 < max(drawn) < 2**63
+    assert any(seed % 2**32 >= 2**31 for seed in drawn)
+    assert any(seed % 2 for seed in drawn)
+
+
 @pytest.mark.parametrize("p", [0.01, 0.2, 0.5, 0.9])
 def test_share_that_stays(p):
     """Of four million numbers, within five standard deviations; in every column and row too, in sum of squares."""

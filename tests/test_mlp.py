@@ -217,10 +217,10 @@ def assert_same_on_all_threads(run, counts):
 
 
 def test_more_dimensions_strides_and_flatten():
-    of = network(12, 16)
-    x = torch.randn(4, 5, 24)[..., ::2]
+    of, x = network(12, 16), torch.randn(4, 5, 24)[..., ::2]
     expected = of(x.contiguous().reshape(20, 12)).reshape(4, 5, 16)
     assert torch.equal(of(x), expected)
+    torch.testing.assert_close(of.double()(*x.double().split((5, 7), -1)).float(), expected)  # layer by layer
     flat = network(12, 16, flatten=True)
     assert list(flat.state_dict()) == ["1.weight", "1.bias", "5.weight", "5.bias"]
     torch.testing.assert_close(flat(x[0]), expected[0])
