@@ -120,6 +120,30 @@ def test_sequences_that_are_no_batches(layer, names):
             layer(*given)
 
 
+@pytest.mark.parametrize(
+    ("layer", "arguments"),
+    [
+        (AllenNlpDecomposableAttention(32, 24), {}),
+        (AllenNlpDecomposableAttention(32, 24), {"premise_mask": MASK_A, "hypothesis_mask": MASK_B}),
+        (BidirectionalCrossAttention(dim=32), {}),
+        (BiMultiHeadAttention(32, 32, 32, 4), {}),
+        (CrossBlock(32, 4), {}),
+        (SoftmaxAttention(), {"premise_mask": MASK_A, "hypothesis_mask": MASK_B}),
+        (LocalInference(), {"premise_mask": MASK_A, "hypothesis_mask": MASK_B}),
+        (CrossGraphAttention(), {"graph_idx": torch.tensor([0, 1, 1]), "n_graphs": 2}),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, torch.nn.Module) else None,
+)
+def test_a_layer_s_backend_is_the_operator_s(layer, arguments):
+    layer.backend = "no such"
+    given = [torch.randn(3, 32)] if isinstance(layer, CrossGraphAttention) else inputs(32, 32)
+    if isinstance(layer, SoftmaxAttention):
+        arguments = dict(arguments, premise=given[0], hypothesis=given[1])
+        given = []
+    with pytest.raises(ValueError, match="backend='no such' is no backend"):
+        layer(*given, **arguments)
+
+
 def test_masks_of_esim_that_are_no_tensors():
     a, b = inputs(16, 16)
     for layer in (SoftmaxAttention(), LocalInference()):
@@ -273,7 +297,8 @@ def test_cross_graph_attention(similarity, shuffled):
     places = [tuple((graph == k).nonzero()[:, 0] for k in (i, i + 1)) for i in range(0, len(sizes), 2)]
     formula = graph_matching(similarity, places)
     layer = with_arguments(CrossGraphAttention(similarity), graph_idx=graph, n_graphs=len(sizes))
-    agree(layer, formula, [torch.randn(len(graph), 12)])
+    lengths = torch.logspace(-2, 0, len(graph)).unsqueeze(1)
+    agree(layer, formula, [torch.randn(len(graph), 12) * lengths])
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.int32], ids=str)
@@ -299,6 +324,8 @@ def test_cross_graph_attention_refuses():
         CrossGraphAttention()(x, graph - 1, 2)
     with pytest.raises(TypeError, match=r"graph_idx must be integers, not torch\.float32"):
         CrossGraphAttention()(x, graph.float(), 2)
+    with pytest.raises(TypeError, match=r"graph_idx must be integers, not torch\.complex64"):
+        CrossGraphAttention()(x, graph.cfloat(), 2)
     with pytest.raises(ValueError, match=f"names graph {2**40}, but there are 2"):
         CrossGraphAttention()(x, torch.tensor([0, 1, 1, 2**40]), 2)  # whose sizes would take 8 TB
     with pytest.raises(ValueError, match="names graph 2, but there are 2"):
