@@ -148,6 +148,27 @@ def test_alignment_weights_give_beta_and_alpha(book, route):
     torch.testing.assert_close(q.sum(-2), MASKS[1].float())
 
 
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_parts_alone_take_lengths_and_masks(backend):
+    """Each pair as if it were alone and had no padding; offsets go with neither."""
+    A, B = torch.randn(2, 5, 12), torch.randn(2, 4, 12)
+    attend, compare = Attend(12, 16, dropout=0, backend=backend), Compare(24, 16, dropout=0)
+    lengths = {"lengths_a": torch.tensor([5, 2]), "lengths_b": torch.tensor([1, 4])}
+    masks = {"mask_a": torch.arange(5) < torch.tensor([[5], [2]]), "mask_b": torch.arange(4) < torch.tensor([[1], [4]])}
+    for given in (lengths, masks):
+        beta, alpha = attend(A, B, **given)
+        V_A, V_B = compare(A, B, beta, alpha, **given)
+        for p, (m, n) in enumerate(((5, 1), (2, 4))):
+            a, b = A[p : p + 1, :m], B[p : p + 1, :n]
+            alone = attend(a, b)
+            torch.testing.assert_close((beta[p, :m], alpha[p, :n]), (alone[0][0], alone[1][0]))
+            torch.testing.assert_close((V_A[p], V_B[p]), tuple(v[0] for v in compare(a, b, *alone)))
+        offsets = {"offsets_a": torch.tensor([0, 5]).int(), "offsets_b": torch.tensor([0, 4]).int()}
+        for name, t in given.items():
+            with pytest.raises(ValueError, match="have no padding"):
+                compare(A[0], B[0], beta[0], alpha[0], **offsets, **{name: t})
+
+
 def test_parts_alone_take_d2ls_arguments():
     A, B = torch.randn(2, 5, 12), torch.randn(2, 4, 12)
     beta, alpha = Attend(12, 16)(A, B)

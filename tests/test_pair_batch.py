@@ -283,6 +283,9 @@ def test_parts_alone_on_packed_sentences(route):
         ({"offsets_b": None}, "both sides or for neither"),
         ({"max_length_a": None}, "need max_length_a and max_length_b"),
         ({"lengths_a": torch.tensor([1])}, "have no padding"),
+        ({"lengths_b": torch.tensor([1])}, "have no padding"),
+        ({"mask_a": torch.ones(1, 1).bool()}, "have no padding"),
+        ({"mask_b": torch.ones(1, 1).bool()}, "have no padding"),
         ({"max_length_b": 1}, "max_length_b is 1, but the longest pair has 4 rows"),
     ],
 )
