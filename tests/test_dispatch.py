@@ -121,6 +121,17 @@ def test_explain_knows_every_gradient_and_draws_nothing(learned):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_explain_goes_by_the_environment_and_checks_names(monkeypatch):
+    x = torch.randn(2, 3, 4)
+    monkeypatch.setenv("COALIGN_BACKEND", "reference")
+    assert "  native     not asked for ('reference' was named)" in explain(x, x, x, x)
+    with pytest.raises(ValueError, match="backend='no such' is no backend"):
+        explain(x, x, x, x, backend="no such")
+    monkeypatch.setenv("COALIGN_BACKEND", "nor this")
+    with pytest.raises(ValueError, match="COALIGN_BACKEND='nor this' is no backend"):
+        explain(x, x, x, x)
+
+
 def test_explain_takes_no_nested_tensors():
     x = torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(4, 3)], layout=torch.jagged)
     with pytest.raises(TypeError, match="explain takes padded operands, not nested ones"):
