@@ -144,6 +144,27 @@ def test_a_layer_s_backend_is_the_operator_s(layer, arguments):
         layer(*given, **arguments)
 
 
+def test_names_of_parameters_are_the_originals():
+    both = ("weight", "bias")
+    projections = [f"{prefix}{name}_proj" for prefix in ("", "values_", "out_") for name in "vl"]
+    names = {
+        BidirectionalCrossAttention(dim=8, talking_heads=True, prenorm=True): {
+            **dict.fromkeys(("norm", "context_norm", "to_out", "context_to_out"), both),
+            **dict.fromkeys(("to_qk", "context_to_qk", "to_v", "context_to_v"), ("weight",)),
+            **dict.fromkeys(("talking_heads", "context_talking_heads"), ("weight",)),
+        },
+        BiMultiHeadAttention(8, 8, 8, 2): dict.fromkeys(projections, both),
+        CrossBlock(8, 2): dict.fromkeys(("to_qk", "to_v", "to_out", "ffn.0", "ffn.1", "ffn.3"), both),
+        AllenNlpDecomposableAttention(8, 8): {
+            f"{network}_linear_layers.{k}": both
+            for network in ("_attend_feedforward._module.", "_compare_feedforward._module.", "_aggregate_feedforward.")
+            for k in (0, 1)
+        },
+    }
+    for layer, expected in names.items():
+        assert {*layer.state_dict()} == {f"{name}.{kind}" for name, kinds in expected.items() for kind in kinds}
+
+
 def test_masks_of_esim_that_are_no_tensors():
     a, b = inputs(16, 16)
     for layer in (SoftmaxAttention(), LocalInference()):
@@ -280,6 +301,11 @@ def test_bi_multi_head_attention(masked, padding):
     layer = BiMultiHeadAttention(24, 20, 32, 2, mask_is_padding=padding).eval()
     layer = with_arguments(layer, attention_mask_v=given[0], attention_mask_l=given[1])
     agree(layer, grounding_dino(2, *pads), inputs(24, 20), (keep_v, keep_l))
+
+
+def test_bi_multi_head_attention_refuses():
+    with pytest.raises(ValueError, match="num_heads must divide embed_dim; they are 3 and 32"):
+        BiMultiHeadAttention(24, 20, 32, 3)
 
 
 # Graph Matching Networks
