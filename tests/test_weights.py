@@ -57,6 +57,13 @@ def test_weights_are_those_of_the_operator(case):
         assert error(one, other) <= 1e-12
 
 
+def test_weights_come_in_the_operands_dtype():
+    f_a, f_b = (torch.randn(2, k, 8, generator=torch.Generator().manual_seed(k)).bfloat16() for k in (5, 4))
+    for one, other in zip(alignment_weights(f_a, f_b), alignment_weights(f_a.float(), f_b.float()), strict=True):
+        assert torch.equal(one, other.bfloat16())
+    assert dual_softmax(f_a, f_b).dtype == torch.float32
+
+
 @WITH_CASES
 def test_dual_softmax_is_the_product_of_both(case):
     operands = case.but(dtype=torch.float64).operands()
