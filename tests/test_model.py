@@ -167,6 +167,9 @@ def test_parts_alone_take_lengths_and_masks(backend):
         for name, t in given.items():
             with pytest.raises(ValueError, match="have no padding"):
                 compare(A[0], B[0], beta[0], alpha[0], **offsets, **{name: t})
+            for call, operands in ((attend, (A, B)), (attend.weights, (A, B)), (compare, (A, B, beta, alpha))):
+                with pytest.raises(ValueError, match=f"^{name} must be "):
+                    call(*operands, **{name: t[:1]})
 
 
 def test_parts_alone_take_d2ls_arguments():
