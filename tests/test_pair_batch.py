@@ -251,6 +251,10 @@ def test_compare_refuses_what_does_not_belong_together():
         compare(A, B[:2], A[:, :2], B[:2])
     with pytest.raises(ValueError, match=r"alpha must be \(batch, length, width\), not \(4, "):
         compare(A, B[:2], A, B[0])
+    with pytest.raises(ValueError, match=r"A must be \(batch, length, width\), not \(3, "):
+        compare(A[0], B[:2], A, B[:2])
+    with pytest.raises(TypeError, match="B must be a tensor, not NoneType"):
+        compare(A, None, A, B[:2])
     one, two = torch.tensor([0, 3], dtype=torch.int32), torch.tensor([0, 1, 4], dtype=torch.int32)
     with pytest.raises(ValueError, match="the same number of pairs; they have 2 and 3 entries"):
         compare(A[0], B[0], A[0], B[0], offsets_a=one, offsets_b=two)
