@@ -282,6 +282,12 @@ def test_wider_and_narrower_models_are_frozen_alike():
     assert_close(model().bfloat16().freeze()(PAIRS), expected, budget(model(), PAIRS, expected, torch.bfloat16))
 
 
+def test_the_table_of_a_float64_model_is_rounded_once():
+    of = model().double().eval()
+    with torch.no_grad():
+        assert torch.equal(of.freeze().table.chunk(3, dim=1)[0], of.attend.f(of.embedding.weight).float())
+
+
 def test_autocast_does_not_round_the_table():
     expected = model().freeze()
     with torch.autocast("cpu", torch.bfloat16):
