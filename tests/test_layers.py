@@ -372,12 +372,12 @@ def test_cross_graph_attention_refuses():
 # AllenNLP
 
 
-@pytest.mark.parametrize("masked", [True, False], ids=["masks", "no masks"])
+@pytest.mark.parametrize("masked", [0, 1, 2], ids=["no masks", "one mask", "masks"])
 def test_allennlp(masked):
-    mask_a, mask_b = (MASK_A, MASK_B) if masked else (torch.ones_like(MASK_A), torch.ones_like(MASK_B))
-    layer = AllenNlpDecomposableAttention(16, 24, 3).eval()
-    if masked:
-        layer = with_arguments(layer, premise_mask=mask_a.long(), hypothesis_mask=mask_b)
+    mask_a = MASK_A if masked else torch.ones_like(MASK_A)
+    mask_b = MASK_B if masked == 2 else torch.ones_like(MASK_B)
+    given = list({"premise_mask": mask_a.long(), "hypothesis_mask": mask_b}.items())[:masked]
+    layer = with_arguments(AllenNlpDecomposableAttention(16, 24, 3).eval(), **dict(given))
     agree(layer, allennlp(mask_a, mask_b), inputs(16, 16))
 
 
