@@ -172,6 +172,20 @@ def test_parts_alone_take_lengths_and_masks(backend):
                     call(*operands, **{name: t[:1]})
 
 
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_attend_alone_takes_one_side_s_mask(backend):
+    A, B, attend = torch.randn(1, 5, 12), torch.randn(1, 4, 12), Attend(12, 16, dropout=0, backend=backend)
+    beta, alpha = attend(A, B, mask_b=torch.tensor([[True, False, False, True]]))
+    alone = attend(A, B[:, ::3])
+    torch.testing.assert_close((beta, alpha[:, ::3]), alone)
+    assert not alpha[:, 1:3].any()
+
+
+def test_every_network_s_dropout_is_the_model_s():
+    of = DecomposableAttention.from_sizes(9, 4, 5, intra_attention=True, dropout=0.3)
+    assert [layer.p for layer in of.modules() if isinstance(layer, nn.Dropout)] == [0.3] * 8
+
+
 def test_parts_alone_take_d2ls_arguments():
     A, B = torch.randn(2, 5, 12), torch.randn(2, 4, 12)
     beta, alpha = Attend(12, 16)(A, B)
