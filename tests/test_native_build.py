@@ -128,6 +128,25 @@ def test_a_compilers_version_in_any_encoding(folder):
     assert built(folder).exists()
 
 
+@pytest.mark.parametrize("name", ["m\xfcller".encode(), b"m\xfcller"], ids=["UTF-8", "Latin-1"])
+def test_paths_that_the_locale_can_not_spell(folder, name):
+    """Of the compiler and of the sources, in a process without UTF-8."""
+    parent = os.path.join(os.fsencode(folder), name)
+    os.mkdir(parent)
+    shutil.move(folder / "src", os.path.join(os.fsdecode(parent), "src"))
+    os.symlink(folder / "counting c++", os.path.join(parent, b"c++"))
+    code = """
+        import os
+        from pathlib import Path
+        from coalign.kernels.native import build
+        print(build.build(("op.cpp",), Path(os.environ["FOLDER"]) / "src").exists())
+        """
+    chosen = {"FOLDER": os.fsdecode(parent), "CXX": os.fsdecode(os.path.join(parent, b"c++"))}
+    process = elsewhere(code, **chosen, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    out, complaint = process.communicate(timeout=120)
+    assert out == "True\n", complaint
+
+
 def test_whoever_waits_for_another_build_says_so(folder, capsys):
     fcntl = pytest.importorskip("fcntl")
     (folder / "cache").mkdir(parents=True, exist_ok=True)

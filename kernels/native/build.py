@@ -159,7 +159,7 @@ def _build(root: Path, sources: tuple[str, ...], tools: Toolchain, finished: Pat
             objects="\n".join(f"build {o}: compile {_path(root / s)}" for o, s in zip(objects, sources, strict=True)),
             names=" ".join(objects),
         )
-        (folder / "build.ninja").write_text(text)
+        (folder / "build.ninja").write_bytes(os.fsencode(text))  # paths as they are, in whatever the locale can say
         made = subprocess.run([_ninja(), "-C", name], capture_output=True, text=True, errors="replace", check=False)
         if made.returncode != 0:
             lines = (made.stdout + made.stderr).splitlines()
@@ -201,7 +201,7 @@ def _key(root: Path, sources: tuple[str, ...], tools: Toolchain) -> str:
         platform.machine(),
         tools.machine,
     ):
-        found.update(part.encode() + b"\0")
+        found.update(part.encode(errors="surrogateescape") + b"\0")  # a path may be in any encoding
     for folder in (root, *tools.headers):
         for path in sorted(p for p in folder.rglob("*") if p.suffix in (".h", ".cpp", ".cuh", ".cu")):
             found.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
