@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 _ABANDONED = 3600.0  # seconds after which an unfinished file is a dead process's
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
     `.<name>.<random>.unfinished`; the next writer of the same path removes those older than an hour.
 
     Raises:
-        OSError: the folder can't be written to, or path is a folder itself.
+        OSError: the folder can't be written to or has no room left, or path is a folder itself.
     """
     if _is_written_as_it_is(path):
         yield path
@@ -48,8 +49,10 @@ def replacing(path: Path) -> Iterator[Path]:
         unfinished.chmod(_mode(path))  # mkstemp's files are for their owner alone
         _flush(unfinished)
         os.replace(unfinished, path)
-    except BaseException:
+    except BaseException as error:
         unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:  # of a write
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     _flush(path.parent)
 

@@ -1,5 +1,6 @@
 """Files that take their place when they are whole: whatever they are called."""
 
+import errno
 import os
 
 import pytest
@@ -41,3 +42,20 @@ def test_a_checkpoint_whose_name_is_a_pattern(tmp_path):
         save_checkpoint(checkpoint, path)
     assert load_checkpoint(path).step == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b**[1]-2.safetensors", "b**[1].json"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_a_file_that_there_is_no_room_for_is_named_and_leaves_the_previous_one(tmp_path, number):
+    path = tmp_path / "answers"
+    path.write_text("before")
+    with pytest.raises(OSError, match="answers") as raised, replacing(path):
+        raise OSError(number, os.strerror(number))  # as write() does, without a name
+    assert raised.value.errno == number
+    assert raised.value.filename == str(path)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("answers", "before")]
+
+
+def test_another_file_s_error_in_the_block_stays_its_own(tmp_path):
+    with pytest.raises(BrokenPipeError) as raised, replacing(tmp_path / "answers"):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    assert raised.value.filename is None
