@@ -87,6 +87,16 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_same_bits(tmp_path, data):
     assert [line["validation_loss"] for line in one.history] == [line["validation_loss"] for line in other.history]
 
 
+def test_a_run_that_ended_before_its_last_line_was_logged_has_it_when_it_goes_on(tmp_path, data):
+    words = ("train", data[0], "--out", tmp_path / "run", *SMALL, "--epochs=2")
+    assert run(*words).exit_code == 0
+    log = tmp_path / "run/log.csv"
+    whole = log.read_text()
+    log.write_text("".join(whole.splitlines(keepends=True)[:2]))  # what a process killed behind last.json leaves
+    assert run(*words, "--resume").exit_code == 0
+    assert log.read_text() == whole
+
+
 def test_help_says_each_settings_default(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     shown = run("train", "--help").stdout

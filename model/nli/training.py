@@ -128,6 +128,8 @@ class Training:
                 with self.ranks.all_or_none():
                     if self.ranks.first:
                         stack.enter_context(claimed(self.folder))
+                        if self.history:  # whose last line may be missing: it is written after last.json
+                            self._write_table()
                 self._parallel = self.ranks.parallel(self.model)
                 return self._run(report, stop)
         finally:
@@ -234,7 +236,7 @@ class Training:
             if self.ranks.first:
                 self._write_log(numbers)
 
-    def _write_log(self, numbers: dict[str, Any]) -> None:
+    def _write_table(self) -> None:
         # written anew from the whole history, so that a run that is resumed has no line twice
         text = io.StringIO()
         table = csv.DictWriter(text, list(dict.fromkeys(key for line in self.history for key in line)))
@@ -242,6 +244,9 @@ class Training:
         table.writerows(self.history)
         with replacing(self.folder / "log.csv") as unfinished:
             unfinished.write_text(text.getvalue())
+
+    def _write_log(self, numbers: dict[str, Any]) -> None:
+        self._write_table()
         if self._writer is not None:
             for name, value in numbers.items():
                 if name not in ("epoch", "step"):
