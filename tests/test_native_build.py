@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -291,6 +292,21 @@ def test_a_killed_build_leaves_nothing_that_is_believed(folder):
     (folder / "counting c++").write_text(f'#!/bin/sh\nexec {shutil.which("c++")} "$@"\n')
     assert built(folder).exists()
     assert not list(folder.glob("cache/build-*"))
+
+
+def test_an_interrupted_build_leaves_no_compiler_at_work(folder):
+    """The signal is for Python alone, as `kill -INT` sends it; a terminal's Ctrl-C reaches the compilers anyway."""
+    slow = f'touch "{folder}/begun"; sleep 3; touch "{folder}/finished"'
+    (folder / "counting c++").write_text(f'#!/bin/sh\n[ "$1" = --version ] || {{ {slow}; }}\n')
+    process = elsewhere(ONE.format(src=str(folder / "src")))
+    while not (folder / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    time.sleep(4)
+    assert not (folder / "finished").exists()
+    assert [path.name for path in (folder / "cache").iterdir()] == ["lock"]
 
 
 def test_whoever_forks_during_a_build_waits_for_it_and_for_nothing_else(tmp_path):

@@ -160,16 +160,28 @@ def _build(root: Path, sources: tuple[str, ...], tools: Toolchain, finished: Pat
             names=" ".join(objects),
         )
         (folder / "build.ninja").write_bytes(os.fsencode(text))  # paths as they are, in whatever the locale can say
-        made = subprocess.run([_ninja(), "-C", name], capture_output=True, text=True, errors="replace", check=False)
-        if made.returncode != 0:
-            lines = (made.stdout + made.stderr).splitlines()
+        status, lines = _run([_ninja(), "-C", name])
+        if status != 0:
             told = (line for line in lines if re.search(r"\berror *:", line))  # not the command, which has its -Werror
-            first = next(told, f"exit status {made.returncode}")
+            first = next(told, f"exit status {status}")
             raise BuildError("\n".join([f"{' '.join(tools.compiler)} failed: {first}", *lines[-40:]]))
         if not (folder / "library.so").exists():
             raise BuildError(f"{' '.join(tools.compiler)} ended without an error and without a library")
         _digest_file(finished).write_text(_digest(folder / "library.so"))
         os.replace(folder / "library.so", finished)
+
+
+def _run(ninja: list[str]) -> tuple[int, list[str]]:
+    """Its exit status and what it said. Where this process is interrupted the compilers end too."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(ninja, stdout=pipe, stderr=pipe, text=True, errors="replace")
+    try:
+        out, complaints = process.communicate()
+    except BaseException:
+        process.terminate()  # killed, as subprocess.run would have it, ninja leaves its compilers at work
+        process.wait()
+        raise
+    return process.returncode, (out + complaints).splitlines()
 
 
 def _is_whole(library: Path) -> bool:
