@@ -309,3 +309,18 @@ def test_where_another_process_failed_nothing_is_written(model, tmp_path):
         predict_shard(Predictor.load(model), tmp_path / "nonesuch", out, JsonPairs(), Failed(1, 2))
     assert out.read_text() == "before"
     assert sorted(tmp_path.iterdir()) == [out, source]
+
+
+def test_an_interrupted_process_leaves_no_part_behind(model, tmp_path, monkeypatch):
+    source, out = tmp_path / "pairs.jsonl", tmp_path / "answers.jsonl"
+    source.write_bytes(line("a", "b") + b"\n")
+    predictor = Predictor.load(model)
+
+    def interrupted(batch):
+        assert [path.name for path in tmp_path.iterdir() if path != source] == [".answers.jsonl.0-of-1.part"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predictor, "scores", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict_shard(predictor, source, out, JsonPairs(), Ranks())
+    assert [*tmp_path.iterdir()] == [source]

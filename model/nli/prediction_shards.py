@@ -45,19 +45,19 @@ def predict_shard(
     except OSError as error:
         failure = error
     ranks.total(counts)
-    if file is not None and failure is None:
-        try:
-            with parts[ranks.rank].open("wb") as part:
-                file.seek(start)
-                first = 1 + int(counts[: ranks.rank].sum())
-                reached = predict_lines(
-                    predictor, file, part.write, pairs=pairs, size=end - start, first_line=first, **told
-                )
-        except (OSError, ValueError) as error:
-            failure = error
-        finally:
-            file.close()
     try:
+        if file is not None and failure is None:
+            try:
+                with parts[ranks.rank].open("wb") as part:
+                    file.seek(start)
+                    first = 1 + int(counts[: ranks.rank].sum())
+                    reached = predict_lines(
+                        predictor, file, part.write, pairs=pairs, size=end - start, first_line=first, **told
+                    )
+            except (OSError, ValueError) as error:
+                failure = error
+            finally:
+                file.close()
         if ranks.any(failure is not None):
             raise failure or RuntimeError("another of the processes failed; nothing was written")
         if ranks.first:
