@@ -133,8 +133,7 @@ def test_a_compilers_version_in_any_encoding(folder):
 def test_paths_that_the_locale_can_not_spell(folder, name):
     """Of the compiler and of the sources, in a process without UTF-8."""
     parent = os.path.join(os.fsencode(folder), name)
-    os.mkdir(parent)
-    shutil.move(folder / "src", os.path.join(os.fsdecode(parent), "src"))
+    os.renames(os.fsencode(folder / "src"), os.path.join(parent, b"src"))
     os.symlink(folder / "counting c++", os.path.join(parent, b"c++"))
     code = """
         import os
@@ -142,7 +141,7 @@ def test_paths_that_the_locale_can_not_spell(folder, name):
         from coalign.kernels.native import build
         print(build.build(("op.cpp",), Path(os.environ["FOLDER"]) / "src").exists())
         """
-    chosen = {"FOLDER": os.fsdecode(parent), "CXX": os.fsdecode(os.path.join(parent, b"c++"))}
+    chosen = {"FOLDER": os.fsdecode(parent), "CXX": os.fsdecode(parent) + "/c++"}
     process = elsewhere(code, **chosen, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     out, complaint = process.communicate(timeout=120)
     assert out == "True\n", complaint
@@ -264,6 +263,12 @@ def test_whatever_keeps_a_library_away_is_a_reason_and_a_warning(trouble):
     with pytest.warns(RuntimeWarning, match=str(trouble)):
         assert extension.reason() == str(trouble)
     assert extension.reason() == str(trouble)
+
+
+def test_a_library_that_is_not_loaded_is_named_with_the_reason(tmp_path):
+    (tmp_path / "x.so").write_text("no library")
+    with pytest.warns(RuntimeWarning, match=r"x\.so.*(file too short|invalid ELF header)"):
+        assert "x.so: " in build.Extension("C++ extension", lambda: tmp_path / "x.so").reason()
 
 
 ONE = """

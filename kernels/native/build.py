@@ -88,8 +88,10 @@ class Extension:
                     torch.ops.load_library(str(library))
                     self.library = library
                 except (OSError, RuntimeError, ValueError) as error:  # BuildError; nowhere to keep it; not to be loaded
-                    self._failure = (str(error) or type(error).__name__).splitlines()[0]
-                    warnings.warn(f"coalign runs without its {self._name}: {error}", RuntimeWarning, stacklevel=3)
+                    told = not isinstance(error, BuildError) and error.__cause__  # of torch: why it can't be loaded
+                    why = f"{error}: {told}" if told else str(error)
+                    self._failure = (why or type(error).__name__).splitlines()[0]
+                    warnings.warn(f"coalign runs without its {self._name}: {why}", RuntimeWarning, stacklevel=3)
         return self._failure
 
 
